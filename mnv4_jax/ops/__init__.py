@@ -1,0 +1,1 @@
+"""Convolutions whose fast form depends on the backend, each beside its plain reference."""
