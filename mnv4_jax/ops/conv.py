@@ -1,0 +1,162 @@
+"""Convolutions in the form that is fast on the backend they run on.
+
+XLA:CPU runs grouped convolutions some ten times slower than PyTorch does, and their gradients
+slower still. `conv2d` therefore writes them there as shifted products (depthwise) or as patches
+times a matrix (small dense kernels); on accelerators it stays with the native operation.
+`reference` is the plain form that every other one is tested against.
+"""
+
+import contextlib
+import contextvars
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_FORM = contextvars.ContextVar("form", default=None)  # None: choose by backend
+
+
+@contextlib.contextmanager
+def form(name: str):
+    """Traces every `conv2d` inside the block in one form, "native" or "shifted".
+
+    For export to a platform that is not the one that traces, and for tests and benchmarks.
+    """
+    if name not in ("native", "shifted"):
+        raise ValueError(f'form: "native" or "shifted", not {name!r}')
+    token = _FORM.set(name)
+    try:
+        yield
+    finally:
+        _FORM.reset(token)
+
+
+def conv2d(x, kernel, *, stride: int = 1, padding: int | None = None, groups: int = 1):
+    """Cross-correlation with symmetric zero padding, as `torch.nn.functional.conv2d`.
+
+    Args:
+      x: [B, H, W, Cin] float.
+      kernel: [kh, kw, Cin / groups, Cout], same dtype.
+      stride: of both axes.
+      padding: zeros on every side; None is (k - 1) // 2, PyTorch's "same" for odd k.
+      groups: 1, or Cin for a depthwise convolution (Cout = Cin).
+
+    Returns:
+      [B, (H + 2 padding - kh) // stride + 1, ..., Cout] in x's dtype.
+
+    Raises:
+      ValueError: for other groups.
+    """
+    kh, kw, _, features = kernel.shape
+    channels = x.shape[-1]
+    if groups not in (1, channels) or (groups > 1 and features != channels):
+        raise ValueError(f"groups: 1 or Cin with Cout = Cin, not {groups} for {kernel.shape}")
+    padding = (kh - 1) // 2 if padding is None else padding
+    chosen = _FORM.get() or ("shifted" if jax.default_backend() == "cpu" else "native")
+    if chosen == "native":
+        return reference(x, kernel, stride=stride, padding=padding, groups=groups)
+    if kh == kw == 1 and groups == 1 and padding == 0:
+        return lax.dot_general(x[:, ::stride, ::stride], kernel[0, 0], (((3,), (0,)), ((), ())))
+    if groups == channels and groups > 1:
+        return _depthwise(x, kernel[:, :, 0], stride, padding)
+    return _patches_times_matrix(x, kernel, stride, padding)
+
+
+def reference(x, kernel, *, stride: int = 1, padding: int | None = None, groups: int = 1):
+    """What `conv2d` computes, by XLA's own convolution."""
+    padding = (kernel.shape[0] - 1) // 2 if padding is None else padding
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _out_size(size, k, stride, padding):
+    return (size + 2 * padding - k) // stride + 1
+
+
+def _windows(x, k, stride, padding, out_hw):
+    """Yields (i, j, the input under tap i, j [B, Ho, Wo, C]), row by row.
+
+    A strided window is a plain slice of one stride phase of the input: a strided slice would be
+    read element by element.
+    """
+    h, w = out_hw
+    s = stride
+    rows, cols = h + (k[0] - 1) // s, w + (k[1] - 1) // s
+    x = x[:, : rows * s - padding, : cols * s - padding]  # a stride may leave a rest unread
+    high = (rows * s - padding - x.shape[1], cols * s - padding - x.shape[2])
+    x = jnp.pad(x, ((0, 0), (padding, high[0]), (padding, high[1]), (0, 0)))
+    phases = x.reshape(x.shape[0], rows, s, cols, s, x.shape[3])
+    for i in range(k[0]):
+        for j in range(k[1]):
+            phase = phases[:, :, i % s, :, j % s]
+            yield i, j, phase[:, i // s : i // s + h, j // s : j // s + w]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x, kernel, stride, padding):
+    """x [B, H, W, C] with kernel [kh, kw, C], as a sum of shifted products."""
+    k = kernel.shape[:2]
+    out_hw = [_out_size(n, kk, stride, padding) for n, kk in zip(x.shape[1:3], k, strict=True)]
+    return sum(w * kernel[i, j] for i, j, w in _windows(x, k, stride, padding, out_hw))
+
+
+def _depthwise_fwd(x, kernel, stride, padding):
+    return _depthwise(x, kernel, stride, padding), (x, kernel)
+
+
+def _depthwise_bwd(stride, padding, residuals, dy):
+    x, kernel = residuals
+    k = kernel.shape[:2]
+    taps = [
+        jnp.sum((w * dy).astype(_accumulator(dy)), axis=(0, 1, 2))
+        for _, _, w in _windows(x, k, stride, padding, dy.shape[1:3])
+    ]
+    dkernel = jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+    return _depthwise_dx(dy, kernel, x.shape, stride, padding), dkernel
+
+
+def _accumulator(x):
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _depthwise_dx(dy, kernel, shape, stride, padding):
+    """Gradient to the input: each stride phase of it is a correlation of dy with the taps that
+    fall on that phase, and the phases interleave."""
+    kh, kw = kernel.shape[:2]
+    s = stride
+    rows, cols = -(-(shape[1] + padding) // s), -(-(shape[2] + padding) // s)
+    reach = ((kh - 1) // s, (kw - 1) // s)
+    # dy[o] meets padded input row o * s + i, which is row o + i // s of phase i % s
+    high = [max(0, n - o) for n, o in zip((rows, cols), dy.shape[1:3], strict=True)]
+    dy = jnp.pad(dy, ((0, 0), (reach[0], high[0]), (reach[1], high[1]), (0, 0)))
+    phases = []
+    for a in range(s):
+        for b in range(s):
+            phase = jnp.zeros((), dy.dtype)
+            for i in range(a, kh, s):
+                for j in range(b, kw, s):
+                    top, left = reach[0] - i // s, reach[1] - j // s
+                    phase += dy[:, top : top + rows, left : left + cols] * kernel[i, j]
+            phases.append(jnp.broadcast_to(phase, (dy.shape[0], rows, cols, dy.shape[3])))
+    dx = jnp.stack(phases, axis=3).reshape(dy.shape[0], rows, cols, s, s, dy.shape[3])
+    dx = dx.transpose(0, 1, 3, 2, 4, 5).reshape(dy.shape[0], rows * s, cols * s, dy.shape[3])
+    return dx[:, padding : padding + shape[1], padding : padding + shape[2]]
+
+
+_depthwise.defvjp(_depthwise_fwd, _depthwise_bwd)
+
+
+def _patches_times_matrix(x, kernel, stride, padding):
+    kh, kw, channels, features = kernel.shape
+    out_hw = [_out_size(n, k, stride, padding) for n, k in zip(x.shape[1:3], (kh, kw), strict=True)]
+    windows = [w for _, _, w in _windows(x, (kh, kw), stride, padding, out_hw)]
+    patches = jnp.concatenate(windows, axis=-1)
+    matrix = kernel.reshape(kh * kw * channels, features)
+    return lax.dot_general(patches, matrix, (((3,), (0,)), ((), ())))
