@@ -1,0 +1,91 @@
+"""From logits to a probability that can be believed, and to thresholds that keep a promise.
+
+Both are fitted on Validation, kept in the checkpoint and applied unchanged everywhere else.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mnv4_jax import metrics
+
+FALSE_ALARM_RATES = (0.01, 0.05, 0.10)
+TEMPERATURES = (0.01, 100.0)  # a separable or a useless model would fit 0 or infinity
+
+
+def fit(logits: np.ndarray, labels: np.ndarray, *, split: str = "Validation") -> dict | None:
+    """The `calibration` that a checkpoint carries, or None where it cannot be fitted.
+
+    Args:
+      logits: [N, 2] floats, column 0 fake.
+      labels: [N] integers, 0 fake and 1 real. A class is missing or a logit not finite: None.
+
+    Returns:
+      {"temperature": T, "thresholds": {"0.01": p, …}, "split": split, "n": N}
+    """
+    if len(np.unique(labels)) < 2 or not np.isfinite(logits).all():
+        return None
+    temperature = fit_temperature(logits, labels)
+    thresholds = fit_thresholds(logits, labels, temperature=temperature)
+    return {
+        "temperature": temperature,
+        "thresholds": thresholds,
+        "split": split,
+        "n": len(labels),
+    }
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The T that minimises the log loss of softmax(logits / T); Guo et al. 2017, arXiv:1706.04599.
+
+    Args:
+      logits: [N, 2] finite floats.
+      labels: [N] integers, 0 fake and 1 real.
+
+    Returns:
+      T within `TEMPERATURES`; it never changes which class is the likelier.
+    """
+    from scipy.optimize import minimize_scalar  # only training needs it: predict starts without
+
+    z = metrics.log_odds(logits)
+    against = np.where(np.asarray(labels) == metrics.FAKE, -z, z)
+
+    def log_loss(log_t: float) -> float:
+        return np.logaddexp(0, against / np.exp(log_t)).mean()
+
+    # The loss is convex in 1/T, so it has one minimum in log T as well.
+    best = minimize_scalar(
+        log_loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6}
+    )
+    return float(np.exp(best.x))
+
+
+def fit_thresholds(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    *,
+    temperature: float = 1.0,
+    rates: Sequence[float] = FALSE_ALARM_RATES,
+) -> dict[str, float]:
+    """The lowest threshold on calibrated p_fake whose false-alarm rate is at most each rate.
+
+    A picture is called fake where p_fake ≥ threshold; the false-alarm rate is the share of real
+    pictures called fake. Raises ValueError without a real picture.
+    """
+    p = p_fake(logits, temperature)
+    real = np.sort(p[np.asarray(labels) == metrics.REAL])[::-1]
+    if not len(real):
+        raise ValueError("thresholds need real pictures, and there is none")
+    return {f"{rate:g}": _just_above(real[int(rate * len(real))], p) for rate in rates}
+
+
+def _just_above(score: float, scores: np.ndarray) -> float:
+    """Half-way to the next higher score, so that rounding elsewhere flips neither picture."""
+    above = scores[scores > score]
+    return float((score + (above.min() if len(above) else 1.0)) / 2)
+
+
+def p_fake(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """[N, 2] logits to [N] float64 calibrated probabilities of fake."""
+    z = metrics.log_odds(logits) / temperature
+    return np.exp(-np.logaddexp(0, -z))  # the sigmoid, without overflow at either end
