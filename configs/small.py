@@ -1,0 +1,75 @@
+"""MobileNetV4-Conv-Small behind a Gabor bank: the default experiment, on any data.
+
+    python -m mnv4_jax.main --config=configs/small.py --workdir=runs/small
+    python -m mnv4_jax.main --config=configs/small.py --workdir=runs/rvf10k \
+        --config.data.dir=$MNV4_DATA/rvf10k
+
+Time and result: see the table in README.md, printed by these commands.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Every field there is, with its default; other experiments change some of them."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.dir = ""  # empty: the demo set, drawn on first use
+    config.data.image_size = 128  # px, side of a training crop
+    config.data.eval_image_size = 0  # px; 0: the whole picture (median shorter side, <= max_px)
+    config.data.max_px = 256  # a picture whose shorter side is longer is first scaled down to this
+    config.data.crop = "native"  # "native": crop, never resample; "resize": scale the whole picture
+    config.data.jpeg_prob = 0.0  # share of training crops that are compressed once more
+    config.data.jpeg_quality = (30, 95)
+    config.data.downscale_prob = 0.0  # share scaled down and up again
+    config.data.downscale = (0.4, 0.9)
+    config.data.threads = 16  # decoding threads a process
+    config.data.workers = 0  # decoding processes; 0: threads only
+    config.data.log_digests = False  # WORKDIR/digests.jsonl: a hash of every global batch
+
+    config.model = ConfigDict()
+    config.model.name = "mobilenetv4_conv_small"
+    config.model.drop_rate = 0.2
+    config.model.drop_path_rate = 0.0
+    config.model.zero_init_head = True
+    config.model.zero_init_residual = True
+    config.model.batch_norm = "global"  # or "local": statistics per device, one all-reduce a step
+    config.model.dtype = "auto"  # bfloat16 on TPU and GPU, float32 on CPU; or float32, float64, ...
+    config.model.init_from = ""  # a checkpoint whose weights to start from
+
+    config.gabor = ConfigDict()
+    config.gabor.mode = "concat"  # "none", "enhance", "concat"
+    config.gabor.response = "real"  # "real", "magnitude"
+    config.gabor.learnable = False
+
+    config.augment = ConfigDict()  # on the device; 0 switches a strength off
+    config.augment.flip = 0.5  # probability
+    config.augment.brightness = 0.1  # largest shift, of 1
+    config.augment.contrast = 0.1  # largest relative change
+    config.augment.saturation = 0.1  # largest relative change
+    config.augment.blur = 0.0  # px, largest sigma
+    config.augment.noise = 0.0  # largest standard deviation, of 1
+
+    config.train = ConfigDict()
+    config.train.batch_size = 64  # global
+    config.train.epochs = 20.0
+    config.train.steps = 0  # 0: by epochs
+    config.train.log_every_steps = 10
+    config.train.eval_every_steps = 0  # 0: once an epoch
+    config.train.learning_rate = 2e-3
+    config.train.warmup_epochs = 1.0
+    config.train.weight_decay = 0.05
+    config.train.label_smoothing = 0.05
+    config.train.clip_norm = 1.0
+    config.train.ema_decay = 0.998
+    config.train.max_bad_steps = 10  # non-finite losses in a row before the run stops
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 100
+    config.checkpoint.keep = 2  # newest; the best by validation AUC is kept besides
+
+    config.demo = ConfigDict()
+    config.demo.epochs = 10.0  # instead of train.epochs where data.dir is empty
+    return config

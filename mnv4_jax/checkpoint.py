@@ -1,0 +1,298 @@
+"""All of Orbax, in one room: saving and resuming a run, loading a detector from a path.
+
+A checkpoint is `WORKDIR/checkpoints/<step>/` with four items, so that each reader takes only what
+it needs: `weights` and `ema` (parameters and BatchNorm statistics), `optimizer` (with the step
+counters), and `meta`, a JSON object: config, labels, normalisation, calibration, metrics.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from flax import nnx
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers as policies
+
+from input_pipeline.cli import UserError
+from mnv4_jax import step as step_lib
+from mnv4_jax.models import classifier
+
+LABELS = ("fake", "real")
+_COUNTERS = ("step", "bad_in_a_row", "bad_steps", "opt_state")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A detector as it was saved.
+
+    `model` is a `classifier.Classifier` with the weights in it; `calibration` is
+    {"temperature": …, "thresholds": {false-alarm rate: p_fake}, …} or None.
+    """
+
+    path: epath.Path
+    step: int
+    config: ConfigDict
+    model: nnx.Module
+    labels: tuple[str, ...]
+    calibration: dict[str, Any] | None
+    meta: dict[str, Any]
+
+    @property
+    def weights(self) -> dict[str, nnx.State]:
+        """{"params", "stats"}: pure states, as `step.eval_step` takes them."""
+        _, params, stats = nnx.split(self.model, nnx.Param, nnx.BatchStat)
+        return {"params": nnx.as_pure(params), "stats": nnx.as_pure(stats)}
+
+
+class Checkpointer:
+    """The checkpoints of one run: the newest `keep` and the best by validation AUC."""
+
+    def __init__(self, workdir: str | epath.Path, *, keep: int):
+        self.folder = epath.Path(workdir).absolute() / "checkpoints"
+        best = lambda metrics: metrics["auc"]  # noqa: E731
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            # best_fn besides BestN: without it metrics are not stored, and the best so far is
+            # forgotten on restart.
+            options=ocp.CheckpointManagerOptions(
+                best_fn=best,
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [
+                        policies.LatestN(keep),
+                        policies.BestN(
+                            n=1, get_metric_fn=best, keep_checkpoints_without_metrics=False
+                        ),
+                    ]
+                ),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def save(
+        self,
+        step: int,
+        state: step_lib.TrainState,
+        meta: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts writing `state`; returns as soon as it is copied from the device.
+
+        Args:
+          step: that of `state`, known without asking the device.
+          state: what to save.
+          meta: JSON values, see `make_meta`.
+          metrics: of validation, or None. A NaN AUC is not passed on: it would evict the best.
+        """
+        auc = (metrics or {}).get("auc", math.nan)
+        counters = {name: getattr(state, name) for name in _COUNTERS}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                weights=ocp.args.StandardSave(state.weights),
+                ema=ocp.args.StandardSave(state.ema),
+                optimizer=ocp.args.StandardSave(counters),
+                meta=ocp.args.JsonSave(dict(meta)),
+            ),
+            metrics=None if math.isnan(auc) else {"auc": auc},
+        )
+
+    def latest_meta(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and `meta` of the newest checkpoint whose `meta` can be read, or None."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return step, read_meta(self.folder / str(step))
+            except (OSError, ValueError):
+                continue
+        return None
+
+    def restore(self, like: step_lib.TrainState) -> tuple[step_lib.TrainState, dict] | None:
+        """The newest intact state, or None where there is no checkpoint at all.
+
+        Damaged ones that are newer are named and deleted: Orbax silently refuses to save at a step
+        that is not above its newest.
+
+        Args:
+          like: a TrainState of `jax.ShapeDtypeStruct` with shardings.
+
+        Raises:
+          UserError: there are checkpoints, but none is intact.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged = []
+        for step in steps:
+            try:
+                state, meta = self._restore_step(step, like)
+            except Exception as error:  # Orbax, TensorStore and JSON each raise their own kinds
+                logging.warning("checkpoint %d is damaged: %s", step, str(error)[:300])
+                damaged.append(step)
+                continue
+            for bad in damaged:
+                print(
+                    f"checkpoint {bad} in {self.folder} is damaged: deleted, going on from {step}"
+                )
+                self._manager.delete(bad)
+            return state, meta
+        if damaged:
+            raise UserError(
+                f"{self.folder} holds no intact checkpoint (damaged: {damaged}):"
+                " delete the folder to start anew, or name another --workdir"
+            )
+        return None
+
+    def _restore_step(self, step: int, like: step_lib.TrainState):
+        counters = {name: getattr(like, name) for name in _COUNTERS}
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                weights=ocp.args.StandardRestore(like.weights),
+                ema=ocp.args.StandardRestore(like.ema),
+                optimizer=ocp.args.StandardRestore(counters),
+                meta=ocp.args.JsonRestore(),
+            ),
+        )
+        state = step_lib.TrainState(
+            weights=restored.weights, ema=restored.ema, **restored.optimizer
+        )
+        return state, restored.meta
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def make_meta(config: ConfigDict, *, calibration=None, metrics=None) -> dict[str, Any]:
+    """What a checkpoint says of itself, as JSON values."""
+    return {
+        "config": json.loads(config.to_json_best_effort()),
+        "labels": list(LABELS),
+        "normalisation": {"mean": list(classifier.MEAN), "std": list(classifier.STD)},
+        "calibration": calibration,
+        "metrics": metrics,
+        "versions": {"jax": jax.__version__},
+    }
+
+
+def read_meta(step_folder: epath.Path) -> dict[str, Any]:
+    return json.loads((step_folder / "meta" / "metadata").read_text())
+
+
+def save_calibration(step_folder: str | epath.Path, calibration: Mapping[str, Any]) -> None:
+    """Replaces the calibration that a checkpoint carries; atomic on a file system."""
+    file = epath.Path(step_folder) / "meta" / "metadata"
+    meta = json.loads(file.read_text()) | {"calibration": dict(calibration)}
+    new = file.with_name("metadata.new")
+    new.write_text(json.dumps(meta))
+    new.replace(file)
+
+
+def find(path: str | epath.Path) -> list[epath.Path]:
+    """The step folders that `path` may mean, the preferred first.
+
+    Args:
+      path: a workdir, a folder of checkpoints or one step's folder. The first two mean the best
+        by validation AUC, else the newest; the others follow, newest first.
+
+    Raises:
+      UserError: there is no checkpoint.
+    """
+    path = epath.Path(path).expanduser().absolute()
+    if not path.is_dir():
+        raise UserError(f"--checkpoint={path}: no such folder")
+    if (path / "meta").is_dir():
+        return [path]
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = [p for p in folder.iterdir() if p.name.isdecimal() and (p / "meta").is_dir()]
+    if not steps:
+        raise UserError(
+            f"--checkpoint={path}: no checkpoint in it (expected a workdir with"
+            " checkpoints/<step>, or one step's folder)"
+        )
+    newest_first = sorted(steps, key=lambda p: -int(p.name))
+    return sorted(newest_first, key=lambda p: -_auc(p))
+
+
+def _auc(step_folder: epath.Path) -> float:
+    """The validation AUC a checkpoint was saved with, -1 without one."""
+    try:
+        return float(json.loads((step_folder / "metrics" / "metrics").read_text())["auc"])
+    except (OSError, ValueError, KeyError):
+        return -1.0
+
+
+def load(path: str | epath.Path, *, raw: bool = False) -> Checkpoint:
+    """The detector at `path`; see `find` for what that may be.
+
+    Args:
+      path: where; a local folder or one that etils knows (gs://…).
+      raw: the weights as trained instead of their moving average.
+
+    Raises:
+      UserError: no checkpoint, or none intact.
+    """
+    candidates = find(path)
+    for folder in candidates:
+        try:
+            return _load(folder, "weights" if raw else "ema")
+        except Exception as error:  # Orbax, TensorStore and JSON each raise their own kinds
+            print(f"checkpoint {folder} is damaged: {str(error).splitlines()[0][:200]}")
+    raise UserError(f"--checkpoint={path}: no intact checkpoint among {len(candidates)}")
+
+
+def _load(folder: epath.Path, item: str) -> Checkpoint:
+    meta = read_meta(folder)
+    config = as_config(meta["config"])
+    model = nnx.eval_shape(lambda: classifier.build(config, rngs=nnx.Rngs(0)))
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    like = {"params": nnx.as_pure(params), "stats": nnx.as_pure(stats)}
+    # On this process's first device, wherever and on however many it was trained.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    with ocp.StandardCheckpointer() as checkpointer:
+        weights = checkpointer.restore(folder / item, like)
+    return Checkpoint(
+        path=folder,
+        step=int(folder.name) if folder.name.isdecimal() else 0,
+        config=config,
+        model=nnx.merge(graphdef, weights["params"], weights["stats"]),
+        labels=tuple(meta["labels"]),
+        calibration=meta["calibration"],
+        meta=meta,
+    )
+
+
+def write_initial(
+    workdir: str | epath.Path, config: ConfigDict, weights: dict[str, nnx.State]
+) -> epath.Path:
+    """A checkpoint at step 0 of weights from elsewhere, to start from or to evaluate."""
+    folder = epath.Path(workdir).expanduser().absolute() / "checkpoints"
+    with ocp.CheckpointManager(folder) as manager:
+        manager.save(
+            0,
+            args=ocp.args.Composite(
+                weights=ocp.args.StandardSave(weights),
+                ema=ocp.args.StandardSave(weights),
+                meta=ocp.args.JsonSave(make_meta(config)),
+            ),
+        )
+    return folder / "0"
+
+
+def as_config(values: Mapping[str, Any]) -> ConfigDict:
+    """A ConfigDict from what JSON made of one: lists become tuples again."""
+    plain = lambda v: (  # noqa: E731
+        {k: plain(x) for k, x in v.items()}
+        if isinstance(v, Mapping)
+        else tuple(plain(x) for x in v)
+        if isinstance(v, list)
+        else v
+    )
+    return ConfigDict(plain(values))

@@ -1,0 +1,150 @@
+"""From the command line to a config that makes sense, or one line that says why not."""
+
+import difflib
+import math
+import os
+from collections.abc import Iterable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from input_pipeline.cli import UserError
+
+_CHOICES = {
+    "data.crop": ("native", "resize"),
+    "model.batch_norm": ("global", "local"),
+    "model.dtype": ("auto", "float32", "bfloat16", "float64"),
+    "gabor.mode": ("none", "enhance", "concat"),
+    "gabor.response": ("real", "magnitude"),
+}
+_AT_LEAST = {
+    "data.image_size": 32,
+    "data.eval_image_size": 0,
+    "data.max_px": 32,
+    "data.threads": 0,
+    "data.workers": 0,
+    "train.batch_size": 1,
+    "train.epochs": 0,
+    "train.steps": 0,
+    "train.log_every_steps": 1,
+    "train.eval_every_steps": 0,
+    "train.learning_rate": 0,
+    "train.warmup_epochs": 0,
+    "train.weight_decay": 0,
+    "train.clip_norm": 0,
+    "train.max_bad_steps": 1,
+    "checkpoint.every_steps": 1,
+    "checkpoint.keep": 1,
+    "augment.brightness": 0,
+    "augment.contrast": 0,
+    "augment.saturation": 0,
+    "augment.blur": 0,
+    "augment.noise": 0,
+}
+_SHARES = (
+    "data.jpeg_prob",
+    "data.downscale_prob",
+    "model.drop_rate",
+    "model.drop_path_rate",
+    "augment.flip",
+    "train.label_smoothing",
+    "train.ema_decay",
+)
+
+
+def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues) -> ConfigDict:
+    """Parses the whole command line into `flag_values`, `--config` and its fields included.
+
+    Returns:
+      The config with its overrides, resolved for the demo set and checked.
+
+    Raises:
+      UserError: an unknown flag or field, a wrong value, a stray word, a missing config file.
+    """
+    # ml_collections wants --config before --config.field; nobody should have to know.
+    named = [a for a in argv[1:] if a.startswith("--config=")]
+    if not named:
+        raise UserError("--config is missing: try --config=configs/small.py")
+    file = named[-1].removeprefix("--config=")
+    if not os.path.isfile(file):
+        raise UserError(f"--config={file}: no such file; try --config=configs/small.py")
+    argv = [argv[0], named[-1], *(a for a in argv[1:] if a not in named)]
+    config_flags.DEFINE_config_file("config", sys_argv=argv, flag_values=flag_values)
+    try:
+        defaults = _fields(flag_values["config"].parser.parse(file))
+    except Exception as error:
+        raise UserError(f"--config={file}: {type(error).__name__}: {_last_line(error)}") from None
+    for argument in argv[2:]:
+        field = argument.partition("=")[0].removeprefix("--config.")
+        if argument.startswith("--config.") and field not in defaults:
+            raise UserError(f"config.{field}: no such field{_did_you_mean(field, defaults)}")
+    try:
+        words = flag_values(argv)
+        config = flag_values.config
+    except flags.UnrecognizedFlagError as error:
+        near = _did_you_mean(error.flagname, list(flag_values))
+        raise UserError(f"--{error.flagname}: no such flag{near}") from None
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_wrong_value(error, defaults)) from None
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(_last_line(error)) from None
+    if len(words) > 1:
+        raise UserError(f"stray argument {words[1]!r}: every option is written --name=value")
+    overrides = config_flags.get_override_values(flag_values["config"])
+    if not config.data.dir and "train.epochs" not in overrides:
+        config.train.epochs = float(config.demo.epochs)
+    check(config)
+    return config
+
+
+def _fields(config: ConfigDict) -> dict[str, object]:
+    """{"train.epochs": its default, …}"""
+    return {
+        f"{section}.{name}" if isinstance(values, ConfigDict) else section: value
+        for section, values in config.items()
+        for name, value in (values.items() if isinstance(values, ConfigDict) else [("", values)])
+    }
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _wrong_value(error: flags.IllegalFlagValueError, defaults: dict[str, object]) -> str:
+    message = _last_line(error)
+    for field, default in defaults.items():
+        if message.startswith(f"flag --config.{field}="):
+            given = message.removeprefix("flag --").split(": ")[0]
+            return f"{given}: must be {type(default).__name__}, like {default!r}"
+    return message.removeprefix("flag ")
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError where a value makes no sense, naming the field and what would be right."""
+    for field, choices in _CHOICES.items():
+        if _get(config, field) not in choices:
+            raise UserError(
+                f"config.{field}={_get(config, field)!r}: must be one of {', '.join(choices)}"
+            )
+    for field, least in _AT_LEAST.items():
+        if not (_get(config, field) >= least and math.isfinite(_get(config, field))):
+            raise UserError(f"config.{field}={_get(config, field)}: must be at least {least}")
+    for field in ("data.jpeg_quality", "data.downscale"):
+        pair = _get(config, field)
+        if not (isinstance(pair, tuple) and len(pair) == 2 and 0 < pair[0] <= pair[1]):
+            raise UserError(f"config.{field}={pair!r}: must be two numbers, the lower first")
+    for field in _SHARES:
+        if not 0 <= _get(config, field) <= 1:
+            raise UserError(f"config.{field}={_get(config, field)}: must be from 0 to 1")
+    if not config.train.steps and not config.train.epochs:
+        raise UserError("config.train.epochs=0 and config.train.steps=0: nothing to train for")
+
+
+def _get(config: ConfigDict, field: str):
+    section, name = field.split(".")
+    return config[section][name]

@@ -1,0 +1,36 @@
+"""Trains a detector: python -m mnv4_jax.main --config=configs/small.py --workdir=runs/small
+
+Any field of the config can be set: --config.train.epochs=5. Running the same command again goes on
+from the last checkpoint. Exit status: 0 done, 2 something to put right, 75 preempted (run again),
+130 Ctrl-C.
+"""
+
+import sys
+
+from absl import flags
+
+from input_pipeline.cli import UserError, run
+from mnv4_jax import compilation_cache, sharding
+from mnv4_jax.config import parse_flags
+
+flags.DEFINE_string("workdir", None, "where checkpoints, metrics and curves go")
+sharding.define_flags()
+
+
+def main() -> int:
+    if {"--help", "-h"} & set(sys.argv):
+        print(__doc__, flags.FLAGS.main_module_help())
+        return 0
+    config = parse_flags(sys.argv, flags.FLAGS)
+    if not flags.FLAGS.workdir:
+        raise UserError("--workdir is missing: where results go, like --workdir=runs/small")
+    compilation_cache.enable()
+    sharding.initialize_from(flags.FLAGS)
+
+    from mnv4_jax import train
+
+    return train.run(config, flags.FLAGS.workdir)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,69 @@
+"""Pictures in, logits out: every example exactly once, over any number of hosts.
+
+`train`, `evaluate` and `predict` all score through this one function.
+"""
+
+import collections
+import functools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from mnv4_jax import sharding
+from mnv4_jax.step import eval_step
+
+_IN_FLIGHT = 2
+
+
+class Scores(NamedTuple):
+    """What the model said of N examples, in the order of `index`."""
+
+    logits: np.ndarray  # [N, 2] float, fake and real
+    labels: np.ndarray  # [N] int32
+    index: np.ndarray  # [N] int32, position in the source; unreadable pictures are missing
+
+
+@functools.cache
+def _compiled(graphdef: nnx.GraphDef, dtype, mesh: Mesh):
+    def step(weights, batch):
+        logits = eval_step(weights, batch["image"], graphdef=graphdef, dtype=dtype)
+        return logits, batch["label"], batch["index"], batch["mask"]
+
+    # Replicated results: every process can read all of them.
+    return jax.jit(step, out_shardings=sharding.replicated(mesh))
+
+
+def score(model: nnx.Module, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh) -> Scores:
+    """Scores every unmasked example of `batches`.
+
+    Args:
+      model: a `classifier.Classifier` in which the weights are.
+      batches: this process's part of global batches, as `input_pipeline.batches.eval_batches`
+        yields them; every process must bring the same number, of one shape.
+      mesh: over which to split them; the global batch must divide by its size.
+
+    Returns:
+      The scores of all processes' examples, the same on each.
+    """
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    weights = {"params": nnx.as_pure(params), "stats": nnx.as_pure(stats)}
+    dtype = jax.tree.leaves(weights)[0].dtype
+    weights = jax.device_put(weights, sharding.replicated(mesh))
+    step = _compiled(graphdef, dtype, mesh)
+    pending, done = collections.deque(), []
+    for batch in batches:
+        arrays = {name: batch[name] for name in ("image", "label", "index", "mask")}
+        pending.append(step(weights, sharding.put_batch(arrays, mesh)))
+        if len(pending) > _IN_FLIGHT:
+            done.append(jax.device_get(pending.popleft()))
+    done.extend(jax.device_get(list(pending)))
+    if not done:
+        return Scores(np.zeros((0, 2)), np.zeros(0, np.int32), np.zeros(0, np.int32))
+    logits, labels, index, mask = (np.concatenate(column) for column in zip(*done, strict=True))
+    order = np.flatnonzero(mask)
+    order = order[np.argsort(index[order], kind="stable")]
+    return Scores(logits[order], labels[order], index[order])

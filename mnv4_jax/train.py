@@ -1,0 +1,351 @@
+"""The host loop: what happens, in order, once per step.
+
+What a run starts from, in order of precedence:
+  1. the newest intact checkpoint in WORKDIR/checkpoints,
+  2. the weights of `model.init_from`,
+  3. fresh weights from `seed`.
+"""
+
+import collections
+import functools
+import hashlib
+import json
+import math
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from input_pipeline import batches as batches_lib
+from input_pipeline import sources
+from input_pipeline.cli import UserError
+from mnv4_jax import augment, calibration, checkpoint, scoring, sharding, step, writers
+from mnv4_jax.metrics import binary_metrics
+from mnv4_jax.preemption import EXIT_STATUS, Preemption
+
+_IN_FLIGHT = 2  # steps dispatched beyond the one whose metrics are read
+
+
+def run(config: ConfigDict, workdir: str) -> int:
+    """Trains until the last step, or until told to stop.
+
+    Args:
+      config: checked, see `config.parse_flags`.
+      workdir: where all results go; a run found there is gone on with.
+
+    Returns:
+      0, or preemption.EXIT_STATUS when stopped by SIGTERM or a maintenance notice, all saved.
+
+    Raises:
+      UserError: whatever the user can put right.
+    """
+    workdir = epath.Path(workdir).expanduser().absolute()
+    workdir.mkdir(parents=True, exist_ok=True)
+    mesh = sharding.make_mesh()
+    is_main = jax.process_index() == 0
+    say = functools.partial(print, flush=True) if is_main else logging.info
+    _check_batch_size(config, mesh)
+
+    # The data: how much there is decides how long the run is.
+    source = sources.open_source(config.data.dir, "Train")
+    validation = _open_if_there(config.data.dir, "Validation")
+    if not config.data.eval_image_size:
+        shorter = batches_lib.median_shorter_side(source)
+        config.data.eval_image_size = max(32, min(shorter, config.data.max_px))
+    steps_per_epoch = len(source) / config.train.batch_size
+    total_steps = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
+    eval_every = config.train.eval_every_steps or max(1, math.ceil(steps_per_epoch))
+
+    # The state: restored, converted or fresh.
+    schedule = step.learning_rate(config, total_steps, steps_per_epoch)
+    optimizer = step.make_optimizer(config, schedule)
+    checkpointer = checkpoint.Checkpointer(workdir, keep=config.checkpoint.keep)
+    state, start = _start(config, optimizer, checkpointer, mesh, say)
+    graphdef = step.graph(config)
+    train_step = jax.jit(
+        functools.partial(
+            step.train_step, graphdef=graphdef, optimizer=optimizer, config=config, mesh=mesh
+        ),
+        donate_argnums=0,
+    )
+    bad_images = BadImages(workdir, len(source))
+    evaluate = functools.partial(_evaluate, graphdef, config, mesh, bad_images.note)
+
+    if is_main:
+        (workdir / "config.json").write_text(config.to_json_best_effort(indent=2))
+        say(
+            f"{len(source)} pictures, {total_steps} steps of {config.train.batch_size}"
+            f" ({total_steps / steps_per_epoch:.3g} epochs) on {mesh.size} {jax.default_backend()}"
+            f" device{'s' * (mesh.size > 1)}; results in {workdir}"
+        )
+    writer = writers.MetricsWriter(workdir, start_step=start) if is_main else None
+    progress = writers.Progress(total_steps, start, show=is_main)
+    digests = _Digests(workdir, config.seed, source.ids, start) if config.data.log_digests else None
+    log = _TrainLog(writer, progress, config, schedule, mesh.size)
+    batches = batches_lib.train_batches(
+        source,
+        config.data,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        on_bad=bad_images.note,
+    )
+    try:
+        with Preemption() as preemption:
+            for done in range(start + 1, total_steps + 1):
+                batch = next(batches)
+                if digests:
+                    digests.write(done, batch)
+                arrays = {name: batch[name] for name in ("image", "label", "position")}
+                state, metrics = train_step(state, sharding.put_batch(arrays, mesh))
+                log.add(done, metrics, batch["label"])
+                bad_images.check()
+
+                last = done == total_steps
+                stop = preemption.stop_requested(done) and not last
+                results = fitted = None
+                if validation and (last or (done % eval_every == 0 and not stop)):
+                    log.flush()
+                    results, fitted = evaluate(state, validation)
+                    if writer:
+                        writer.write(done, "validation", results)
+                        progress.log(done, "validation", results)
+                    log.restart_clock()
+                if last or stop or results or done % config.checkpoint.every_steps == 0:
+                    log.flush()  # a non-finite state is found here, before it is saved
+                    meta = checkpoint.make_meta(config, calibration=fitted, metrics=results)
+                    checkpointer.save(done, state, meta, results)
+                if stop:
+                    checkpointer.wait()
+                    say(f"stopped at step {done}, all saved: run the same command to go on")
+                    return EXIT_STATUS
+        log.flush()
+        checkpointer.wait()
+        progress.close()
+        _finish(config, workdir, evaluate, writer, state, total_steps, say)
+    finally:
+        batches.close()
+        progress.close()
+        checkpointer.close()
+        if writer:
+            writer.close()
+    return 0
+
+
+def _check_batch_size(config: ConfigDict, mesh) -> None:
+    if config.train.batch_size % mesh.size:
+        raise UserError(
+            f"config.train.batch_size={config.train.batch_size} does not divide by the"
+            f" {mesh.size} devices: {math.ceil(config.train.batch_size / mesh.size) * mesh.size}"
+            " would"
+        )
+
+
+def _open_if_there(data_dir: str, split: str) -> sources.Source | None:
+    return sources.open_source(data_dir, split) if sources.has_split(data_dir, split) else None
+
+
+def _start(config, optimizer, checkpointer, mesh, say) -> tuple[step.TrainState, int]:
+    """The state to start from and its step; see this module's docstring."""
+    init = functools.partial(step.init_state, config, optimizer)
+    everywhere = sharding.replicated(mesh)
+    if found := checkpointer.latest_meta():
+        _check_same_model(config, found[1]["config"], checkpointer.folder)
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+            jax.eval_shape(init),
+        )
+        state, _ = checkpointer.restore(like)
+        start = int(state.step)
+        say(f"going on from step {start}, found in {checkpointer.folder}")
+        return state, start
+    state = jax.jit(init, out_shardings=everywhere)()
+    return state, 0
+
+
+def _check_same_model(config: ConfigDict, saved: Mapping[str, Any], folder: epath.Path) -> None:
+    now = json.loads(config.to_json_best_effort())
+    fields = {"model.name": (now["model"]["name"], saved["model"]["name"])}
+    fields |= {f"gabor.{k}": (v, saved["gabor"].get(k)) for k, v in now["gabor"].items()}
+    for field, (mine, theirs) in fields.items():
+        if mine != theirs:
+            raise UserError(
+                f"config.{field}={mine!r}, but the run in {folder} has {theirs!r}:"
+                " use that, or another --workdir"
+            )
+
+
+def _evaluate(graphdef, config, mesh, on_bad, state_or_model, source):
+    """(metrics, calibration or None) of the averaged weights on every picture of `source`."""
+    model = state_or_model
+    if isinstance(state_or_model, step.TrainState):
+        model = step.merge(graphdef, state_or_model.ema)
+    batches = batches_lib.eval_batches(
+        source,
+        config.data,
+        batch_size=config.train.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        on_bad=on_bad,
+    )
+    scores = scoring.score(model, batches, mesh)
+    results = {"n": len(scores.labels), **binary_metrics(scores.labels, scores.logits)}
+    return results, calibration.fit(scores.logits, scores.labels)
+
+
+def _finish(config, workdir, evaluate, writer, state, total_steps, say) -> None:
+    """Test with the weights `evaluate` would take, the curves, the table, what to try next."""
+    best = checkpoint.load(workdir)
+    test = _open_if_there(config.data.dir, "Test")
+    results = {}
+    if test:
+        results["test"], _ = evaluate(best.model, test)
+    if not writer:
+        return
+    if best.meta["metrics"]:
+        results = {"validation": best.meta["metrics"], **results}
+    if test:
+        writer.write(best.step, "test", results["test"])
+    writers.draw_curves(workdir)
+    say(f"\nbest checkpoint by validation AUC: step {best.step} of {total_steps}")
+    data = config.data.dir or sources.demo_dir()
+    writers.print_summary(
+        results,
+        [
+            f"python -m mnv4_jax.evaluate --checkpoint={workdir} --data={data}"
+            f" --out={workdir / 'report'}",
+            f"python -m mnv4_jax.predict --checkpoint={workdir} PHOTO.jpg",
+            f"python -m mnv4_jax.convert --checkpoint={workdir} --to=onnx --out=model.onnx",
+            f"tensorboard --logdir={workdir / 'tensorboard'}    # curves also in"
+            f" {workdir / 'curves.png'}",
+        ],
+    )
+
+
+class BadImages:
+    """Counts damaged pictures and names them in WORKDIR/bad_images.txt; told from any thread."""
+
+    def __init__(self, workdir: epath.Path, n_examples: int):
+        self._file = workdir / "bad_images.txt"
+        self._limit = max(1, n_examples // 100)
+        self._lock = threading.Lock()
+        known = self._file.read_text().splitlines() if self._file.exists() else []
+        self._ids = {line.split("\t")[0] for line in known}
+
+    def note(self, image_id: str, reason: str) -> None:
+        with self._lock:
+            if image_id not in self._ids:
+                self._ids.add(image_id)
+                with self._file.open("a") as file:
+                    file.write(f"{image_id}\t{reason}\n")
+
+    def check(self) -> None:
+        """Raises UserError when more than 1% of the training set (or 1, if that is less) is bad."""
+        if len(self._ids) > self._limit:
+            raise UserError(
+                f"{len(self._ids)} damaged pictures, more than 1% of the training set:"
+                f" repair or remove those named in {self._file}"
+            )
+
+
+class _TrainLog:
+    """Reads the metrics of steps some way behind the newest, so that the device never waits.
+
+    Loss is the mean over the global batch; accuracy and AUC are over the rows that this process
+    holds, of all steps since the last line.
+    """
+
+    def __init__(self, writer, progress, config, schedule, n_devices):
+        self._writer, self._progress = writer, progress
+        self._config, self._schedule, self._n_devices = config, schedule, n_devices
+        self._pending = collections.deque()
+        self._losses, self._logits, self._labels = [], [], []
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves what came before (evaluation) out of the next images/s."""
+        self._clock, self._timed_steps = time.perf_counter(), 0
+
+    def add(self, done: int, metrics: dict[str, jax.Array], labels: np.ndarray) -> None:
+        self._pending.append((done, metrics, labels))
+        while len(self._pending) > _IN_FLIGHT:
+            self._read()
+
+    def flush(self) -> None:
+        while self._pending:
+            self._read()
+
+    def _read(self) -> None:
+        done, metrics, labels = self._pending.popleft()
+        shards = sorted(
+            metrics.pop("logits").addressable_shards, key=lambda s: s.index[0].start or 0
+        )
+        self._logits.extend(np.asarray(s.data) for s in shards)
+        self._labels.append(labels)
+        metrics = jax.device_get(metrics)
+        self._losses.append(float(metrics["loss"]))
+        self._timed_steps += 1
+        self._progress.step(done)
+        if metrics["bad_in_a_row"] >= self._config.train.max_bad_steps:
+            raise UserError(
+                f"the loss was not finite in {metrics['bad_in_a_row']} steps in a row, up to step"
+                f" {done}: lower config.train.learning_rate; the last checkpoint is intact"
+            )
+        if done % self._config.train.log_every_steps == 0:
+            self._write(done, metrics)
+
+    def _write(self, done: int, metrics: dict[str, Any]) -> None:
+        seconds = time.perf_counter() - self._clock
+        images_per_s = self._timed_steps * self._config.train.batch_size / seconds
+        window = binary_metrics(np.concatenate(self._labels), np.concatenate(self._logits))
+        values = {
+            "loss": float(np.mean(self._losses)),
+            "accuracy": window["accuracy"],
+            "auc": window["auc"],
+            "images_per_s": images_per_s,
+            "images_per_s_per_device": images_per_s / self._n_devices,
+            "learning_rate": float(self._schedule(done - 1)),
+            "grad_norm": float(metrics["grad_norm"]),
+            "bad_steps": int(metrics["bad_steps"]),
+        }
+        if self._writer:
+            self._writer.write(done, "train", values)
+        self._progress.log(done, "train", values)
+        self._losses, self._logits, self._labels = [], [], []
+        self.restart_clock()
+
+
+class _Digests:
+    """WORKDIR/digests.jsonl: for each step a hash of what was in its global batch.
+
+    The hash is of the sorted (example id, augmentation key) list, so two runs that saw the same
+    batches have the same file, whatever machines they ran on.
+    """
+
+    def __init__(self, workdir: epath.Path, seed: int, ids: list[str], start_step: int):
+        self._file, self._seed, self._ids = workdir / "digests.jsonl", seed, ids
+        if jax.process_index() == 0:
+            old = self._file.read_text().splitlines() if self._file.exists() else []
+            kept = [line for line in old if json.loads(line)["step"] <= start_step]
+            self._file.write_text("".join(f"{line}\n" for line in kept))
+
+    def write(self, done: int, batch: dict[str, np.ndarray]) -> None:
+        rows = np.stack([batch["index"], batch["position"].astype(np.int64)], axis=1)
+        if jax.process_count() > 1:
+            rows = multihost_utils.process_allgather(rows, tiled=True)
+        if jax.process_index() == 0:
+            keys = np.asarray(jax.random.key_data(augment.keys(self._seed, rows[:, 1])))
+            names = [self._ids[i] for i in rows[:, 0]]
+            listed = sorted(zip(names, (key.tobytes().hex() for key in keys), strict=True))
+            digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+            with self._file.open("a") as file:
+                file.write(json.dumps({"step": done, "sha256": digest}) + "\n")
