@@ -5,9 +5,11 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 
-import pathlib  # noqa: E402
+import pathlib
 
-import pytest  # noqa: E402
+import cv2
+import numpy as np
+import pytest
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +19,25 @@ def image_sets() -> pathlib.Path:
     if not root or not pathlib.Path(root).is_dir():
         pytest.skip("MNV4_DATA does not name a folder of image sets")
     return pathlib.Path(root)
+
+
+def _draw(path: pathlib.Path, rng: np.random.Generator, *, fake: bool, size_px: int = 48) -> None:
+    """A smooth random picture; a fake one has a fine checkerboard over it."""
+    small = rng.integers(60, 200, (6, 6, 3), dtype=np.uint8)
+    pixels = cv2.resize(small, (size_px, size_px), interpolation=cv2.INTER_CUBIC).astype(float)
+    if fake:
+        pixels += 12 * (np.indices((size_px, size_px)).sum(0) % 2 * 2 - 1)[..., None]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory) -> pathlib.Path:
+    """A Kaggle-layout folder of 48 px PNGs: 48 for training, 16 each for validation and test."""
+    root = tmp_path_factory.mktemp("pictures") / "Dataset"
+    rng = np.random.default_rng(0)
+    for split, each in (("Train", 24), ("Validation", 8), ("Test", 8)):
+        for name in ("Fake", "Real"):
+            for i in range(each):
+                _draw(root / split / name / f"{i}.png", rng, fake=name == "Fake")
+    return root

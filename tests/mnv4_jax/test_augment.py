@@ -1,0 +1,72 @@
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import small
+from mnv4_jax import augment
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).random((4, 16, 20, 3)).astype(np.float32)
+
+
+def config(**strengths):
+    fields = small.get_config().augment
+    for name in fields:
+        fields[name] = float(strengths.get(name, 0))
+    return fields
+
+
+def test_the_draw_depends_on_seed_and_position_alone(images):
+    settings = config(flip=0.5, brightness=0.2, contrast=0.2, saturation=0.2, blur=1, noise=0.1)
+    positions = np.array([7, 8, 9, 10], np.uint32)
+    whole = augment.augment(images, augment.keys(0, positions), settings)
+    part = augment.augment(images[2:], augment.keys(0, positions[2:]), settings)
+    np.testing.assert_array_equal(whole[2:], part)
+    other_seed = augment.augment(images, augment.keys(1, positions), settings)
+    assert np.abs(whole - other_seed).max() > 0.05
+
+
+def test_the_result_stays_within_the_range_of_pixels(images):
+    settings = config(brightness=0.9, contrast=0.9, saturation=0.9, noise=0.5)
+    out = augment.augment(images, augment.keys(0, np.arange(4, dtype=np.uint32)), settings)
+    assert out.min() >= 0 and out.max() <= 1 and out.dtype == jnp.float32
+
+
+def test_strength_zero_changes_nothing(images):
+    out = augment.augment(images, augment.keys(0, np.arange(4, dtype=np.uint32)), config())
+    np.testing.assert_array_equal(out, images)
+
+
+def test_flip_mirrors_about_half_of_the_pictures():
+    images = np.random.default_rng(0).random((200, 2, 3, 3)).astype(np.float32)
+    keys = augment.keys(0, np.arange(200, dtype=np.uint32))
+    out = augment.augment(images, keys, config(flip=0.5))
+    mirrored = (np.asarray(out) == images[:, :, ::-1]).all((1, 2, 3))
+    unchanged = (np.asarray(out) == images).all((1, 2, 3))
+    assert (mirrored ^ unchanged).all()
+    assert 70 < mirrored.sum() < 130
+
+
+@pytest.mark.parametrize("sigma", [0.6, 1.0])
+def test_blur_equals_opencv(images, sigma):
+    expected = cv2.GaussianBlur(images[0], (7, 7), sigma, borderType=cv2.BORDER_REFLECT_101)
+    out = jax.jit(augment.gaussian_blur)(images[0], sigma)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_no_blur_at_sigma_zero(images):
+    np.testing.assert_allclose(augment.gaussian_blur(images[0], 0.0), images[0], atol=1e-6)
+
+
+def test_saturation_moves_colour_away_from_luma_and_keeps_luma(images):
+    luma = np.array([0.2989, 0.5870, 0.1140], np.float32)
+    images = 0.4 + 0.2 * images  # away from the clipping
+    out = augment.augment(
+        images, augment.keys(0, np.arange(4, dtype=np.uint32)), config(saturation=0.5)
+    )
+    np.testing.assert_allclose(out @ luma, images @ luma, atol=1e-3)
+    assert np.abs(out - images).max() > 0.01

@@ -1,0 +1,66 @@
+import pytest
+from absl import flags
+
+from input_pipeline.cli import UserError
+from mnv4_jax.config import parse_flags
+
+SMALL = "--config=configs/small.py"
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+def parse(*arguments):
+    return parse_flags(["main", *arguments], flags.FlagValues())
+
+
+def test_overrides_take_effect_wherever_config_stands():
+    config = parse("--config.train.batch_size=8", SMALL, "--config.gabor.mode=none")
+    assert config.train.batch_size == 8
+    assert config.gabor.mode == "none"
+
+
+def test_the_demo_set_brings_its_own_epochs_unless_they_are_given():
+    default = parse(SMALL)
+    assert default.train.epochs == default.demo.epochs
+    assert parse(SMALL, "--config.train.epochs=3").train.epochs == 3
+    folder = parse(SMALL, "--config.data.dir=somewhere")
+    assert folder.train.epochs != folder.demo.epochs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            [SMALL, "--config.train.epocs=3"],
+            r"train\.epocs: no such field; did you mean train\.epoc",
+        ),
+        ([SMALL, "--config.train.batch_size=many"], r"batch_size=many: must be int, like 64"),
+        ([SMALL, "--config.train.batch_size=1.5"], r"batch_size=1\.5: must be int"),
+        ([SMALL, "--config.train.batch_size=0"], r"batch_size=0: must be at least 1"),
+        ([SMALL, "--config.gabor.learnable=maybe"], r"gabor\.learnable=maybe: must be bool"),
+        (
+            [SMALL, "--config.gabor.mode=on"],
+            r"gabor\.mode='on': must be one of none, enhance, conc",
+        ),
+        (
+            [SMALL, "--config.model.name=resnet"],
+            r"model\.name='resnet': must be one of mobilenetv4",
+        ),
+        ([SMALL, "--config.augment.flip=2"], r"augment\.flip=2.*from 0 to 1"),
+        ([SMALL, "--config.data.jpeg_quality=(90, 30)"], r"jpeg_quality.*the lower first"),
+        ([SMALL, "--config.train.learning_rate=nan"], r"learning_rate=nan: must be"),
+        ([SMALL, "--config.train.epochs=0"], r"nothing to train for"),
+        ([SMALL, "--worker=3"], r"--worker: no such flag"),
+        ([SMALL, "train"], r"stray argument 'train'"),
+        (["--config=configs/none.py"], r"configs/none\.py: no such file"),
+        (["--config=README.md"], r"README\.md: SyntaxError|README\.md: "),
+        ([], r"--config is missing"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_would_be_right(arguments, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse(*arguments)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,159 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType
+
+from mnv4_jax import sharding, step
+from mnv4_jax.models import classifier
+from tests.tiny import tiny_config
+
+
+def random_batch(config, batch_size=8, size=32, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (batch_size, size, size, 3), np.uint8),
+        "label": rng.integers(0, 2, batch_size).astype(np.int32),
+        "position": np.arange(batch_size, dtype=np.uint32),
+    }
+
+
+class Trainer:
+    """A jitted step and a fresh state of a tiny model."""
+
+    def __init__(self, config, devices=1, schedule=1e-3):
+        self.mesh = sharding.make_mesh(jax.devices()[:devices])
+        optimizer = step.make_optimizer(config, schedule)
+        self.config = config
+        everywhere = sharding.replicated(self.mesh)
+        init = functools.partial(step.init_state, config, optimizer)
+        self.state = jax.jit(init, out_shardings=everywhere)()
+        self.step = jax.jit(
+            functools.partial(
+                step.train_step,
+                graphdef=step.graph(config),
+                optimizer=optimizer,
+                config=config,
+                mesh=self.mesh,
+            ),
+            donate_argnums=0,
+        )
+
+    def run(self, batch):
+        self.state, metrics = self.step(self.state, sharding.put_batch(batch, self.mesh))
+        return metrics
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    return Trainer(tiny_config())
+
+
+def test_training_on_one_batch_lowers_its_loss(trainer):
+    batch = random_batch(trainer.config)
+    losses = [float(trainer.run(batch)["loss"]) for _ in range(12)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_non_finite_loss_changes_nothing_but_the_counters(trainer):
+    before = jax.device_get(trainer.state)
+    weights = jax.tree.map(lambda x: x, trainer.state.weights)
+    broken = jax.tree.map(jnp.copy, trainer.state)
+    # An infinite scale in the first BatchNorm makes the loss NaN, whatever the picture.
+    leaves, treedef = jax.tree.flatten(broken.weights["params"])
+    leaves[0] = jnp.full_like(leaves[0], jnp.inf)
+    broken = step.TrainState(
+        step=broken.step,
+        bad_in_a_row=broken.bad_in_a_row,
+        bad_steps=broken.bad_steps,
+        weights={"params": jax.tree.unflatten(treedef, leaves), "stats": broken.weights["stats"]},
+        ema=broken.ema,
+        opt_state=broken.opt_state,
+    )
+    expected = jax.device_get(broken)
+    del weights
+    after, metrics = trainer.step(
+        broken, sharding.put_batch(random_batch(trainer.config), trainer.mesh)
+    )
+    assert not np.isfinite(metrics["loss"])
+    assert int(after.bad_steps) == int(before.bad_steps) + 1
+    assert int(after.bad_in_a_row) == 1
+    assert int(after.step) == int(before.step) + 1
+    for name in ("weights", "ema", "opt_state"):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            getattr(expected, name),
+            jax.device_get(getattr(after, name)),
+        )
+    # A good step afterwards is counted as such.
+    trainer.run(random_batch(trainer.config))
+    assert int(trainer.state.bad_in_a_row) == 0
+
+
+def test_ema_ramps_up():
+    decay = [float(step.ema_decay(jnp.int32(t), 0.99)) for t in (0, 90, 10_000)]
+    np.testing.assert_allclose(decay, [0.1, 0.91, 0.99], rtol=1e-6)
+
+
+def test_schedule_warms_up_to_the_peak_and_ends_at_zero():
+    config = tiny_config(**{"train.learning_rate": 0.5, "train.warmup_epochs": 2.0})
+    schedule = step.learning_rate(config, total_steps=100, steps_per_epoch=5)
+    assert float(schedule(0)) == 0
+    np.testing.assert_allclose(schedule(10), 0.5)
+    np.testing.assert_allclose(schedule(100), 0, atol=1e-8)
+
+
+def test_weight_decay_spares_biases_and_batch_norm():
+    config = tiny_config(**{"train.weight_decay": 0.5, "train.clip_norm": 1e9})
+    optimizer = step.make_optimizer(config, 1e-2)
+    params = nnx.as_pure(
+        nnx.split(classifier.build(config, rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)[1]
+    )
+    params = jax.tree.map(jnp.ones_like, params)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    moved = jax.tree.map(lambda u, p: (bool(jnp.any(u != 0)), p.ndim), updates, params)
+    for did_move, ndim in jax.tree.leaves(moved, is_leaf=lambda x: isinstance(x, tuple)):
+        assert did_move == (ndim >= 2)
+
+
+def test_local_batch_norm_on_one_device_equals_global():
+    batch = random_batch(tiny_config())
+    results = []
+    for kind in ("global", "local"):
+        trainer = Trainer(tiny_config(**{"model.batch_norm": kind}))
+        results.append((float(trainer.run(batch)["loss"]), jax.device_get(trainer.state.weights)))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+        results[0][1],
+        results[1][1],
+    )
+
+
+def test_local_batch_norm_averages_gradients_rather_than_adding_them():
+    """SGD shows a factor that Adam hides: a batch of one device's rows repeated on every device
+    must give that device's gradients."""
+    config = tiny_config(**{"model.batch_norm": "local"})
+    one = random_batch(config, batch_size=4)
+    one["position"][:] = 0
+    four = {name: np.concatenate([value] * 4) for name, value in one.items()}
+    grads = []
+    for devices, batch in ((1, one), (4, four)):
+        mesh = sharding.make_mesh(jax.devices()[:devices])
+        assert mesh.axis_types == (AxisType.Auto,)
+        state = step.init_state(config, optax.sgd(1.0))
+        put = sharding.put_batch(batch, mesh)
+        weights = jax.device_put(state.weights, sharding.replicated(mesh))
+        run = jax.jit(
+            functools.partial(step.gradients, graphdef=step.graph(config), config=config, mesh=mesh)
+        )
+        images = step.to_float(put["image"])
+        grads.append(jax.device_get(run(weights, images, put["label"], jax.random.key(0))[1]))
+    norms = [float(optax.global_norm(g)) for g in grads]
+    assert norms[0] > 0
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)

@@ -1,0 +1,163 @@
+"""The loop end to end, on the shipped config, shrunk."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from input_pipeline.cli import UserError
+from mnv4_jax import checkpoint, train, writers
+from tests.tiny import tiny_config
+
+
+def config_for(folder, **overrides):
+    return tiny_config(
+        **{
+            "data.dir": str(folder),
+            "data.image_size": 32,
+            "data.threads": 2,
+            "data.log_digests": True,
+            "train.batch_size": 8,
+            "train.log_every_steps": 2,
+            "train.steps": 8,
+            "checkpoint.every_steps": 2,
+            **overrides,
+        }
+    )
+
+
+def lines(workdir, name="metrics.jsonl"):
+    return [json.loads(line) for line in (pathlib.Path(workdir) / name).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(picture_folder, tmp_path_factory):
+    """The workdir of an uninterrupted run of 8 steps (4/3 epochs)."""
+    workdir = tmp_path_factory.mktemp("finished")
+    assert train.run(config_for(picture_folder), str(workdir)) == 0
+    return workdir
+
+
+def test_a_run_leaves_what_its_reader_expects(finished):
+    metrics = lines(finished)
+    assert [m["step"] for m in metrics if m["split"] == "train"] == [2, 4, 6, 8]
+    assert [m["step"] for m in metrics if m["split"] == "validation"] == [6, 8]
+    (test,) = [m for m in metrics if m["split"] == "test"]
+    assert test["n"] == 16
+    for line in metrics:
+        assert {"loss", "accuracy", "auc"} <= set(line)
+    assert all(m["images_per_s"] > 0 for m in metrics if m["split"] == "train")
+    assert json.loads((finished / "config.json").read_text())["data"]["eval_image_size"] == 48
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((finished / "tensorboard").iterdir())
+    assert (finished / "checkpoints" / "8").is_dir()
+
+
+@pytest.fixture
+def sigterm_at(monkeypatch):
+    """Sends this process a real SIGTERM as it writes the train line of a step."""
+
+    def arm(step):
+        write = writers.MetricsWriter.write
+
+        def write_and_tell(self, at, split, values):
+            write(self, at, split, values)
+            if (at, split) == (step, "train"):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(writers.MetricsWriter, "write", write_and_tell)
+
+    yield arm
+    monkeypatch.undo()
+
+
+def test_preempted_and_run_again_equals_an_uninterrupted_run(
+    finished, picture_folder, tmp_path, sigterm_at, monkeypatch, capsys
+):
+    config = config_for(picture_folder)
+    sigterm_at(2)
+    assert train.run(config, str(tmp_path)) == 75
+    monkeypatch.undo()
+    assert "run the same command to go on" in capsys.readouterr().out
+    assert 2 <= max(m["step"] for m in lines(tmp_path)) < 8
+    assert train.run(config, str(tmp_path)) == 0
+    assert "going on from step" in capsys.readouterr().out
+    assert lines(tmp_path, "digests.jsonl") == lines(finished, "digests.jsonl")
+    losses = [
+        [(m["step"], m["split"], m["loss"]) for m in lines(workdir) if m["step"] > 4]
+        for workdir in (tmp_path, finished)
+    ]
+    assert losses[0] == losses[1]  # bit for bit
+
+
+def test_a_finished_run_is_said_to_be_so(finished, picture_folder, tmp_path, capsys):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    assert train.run(config_for(picture_folder), str(workdir)) == 0
+    assert "going on from step 8" in capsys.readouterr().out
+    assert lines(workdir) == lines(finished)
+
+
+def test_another_model_in_the_workdir_is_refused(finished, picture_folder):
+    config = config_for(picture_folder, **{"gabor.mode": "concat"})
+    with pytest.raises(UserError, match=r"gabor\.mode='concat', but the run in .* has 'none'"):
+        train.run(config, str(finished))
+
+
+def test_a_batch_must_divide_by_the_devices(picture_folder, tmp_path):
+    with pytest.raises(
+        UserError, match=r"batch_size=10 does not divide by the 4 devices: 12 would"
+    ):
+        train.run(config_for(picture_folder, **{"train.batch_size": 10}), str(tmp_path))
+
+
+def test_a_damaged_picture_is_replaced_and_named(picture_folder, tmp_path):
+    folder = shutil.copytree(picture_folder, tmp_path / "data")
+    (folder / "Train" / "Fake" / "3.png").write_bytes(b"not a picture")
+    assert train.run(config_for(folder), str(tmp_path / "run")) == 0
+    (line,) = (tmp_path / "run" / "bad_images.txt").read_text().splitlines()
+    assert line.startswith("Train/Fake/3.png\t")
+
+
+def test_too_many_damaged_pictures_stop_the_run(picture_folder, tmp_path):
+    folder = shutil.copytree(picture_folder, tmp_path / "data")
+    for i in range(6):
+        (folder / "Train" / "Fake" / f"{i}.png").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match=r"more than 1% of the training set.*bad_images\.txt"):
+        train.run(config_for(folder), str(tmp_path / "run"))
+
+
+def test_a_diverging_run_stops_with_its_last_checkpoint_intact(picture_folder, tmp_path):
+    config = config_for(
+        picture_folder,
+        **{
+            "train.learning_rate": 1e30,
+            "train.warmup_epochs": 0.0,
+            "train.clip_norm": 1e30,
+            "train.max_bad_steps": 2,
+            "train.steps": 40,
+        },
+    )
+    with pytest.raises(UserError, match="not finite in 2 steps in a row"):
+        train.run(config, str(tmp_path))
+    assert checkpoint.load(tmp_path).step > 0
+
+
+def test_the_command_line_reports_bad_input_in_one_line(picture_folder, tmp_path, request):
+    """As a user meets it: a real process, exit status 2, no traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mnv4_jax.main", "--config=configs/small.py"]
+        + [f"--workdir={tmp_path}", f"--config.data.dir={tmp_path / 'nowhere'}"],
+        cwd=request.config.rootpath,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+    assert "nowhere" in line
