@@ -1,0 +1,82 @@
+"""The whole detector: pixels in [0, 1] to two logits. Normalise, filter, MobileNetV4."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from mnv4_jax.models.gabor import GaborBank
+from mnv4_jax.models.mobilenetv4 import VARIANTS, MobileNetV4
+
+LABELS = ("fake", "real")  # logits[:, 0] is fake
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of pixels in [0, 1]
+STD = (0.229, 0.224, 0.225)
+
+
+def build(config: ConfigDict, *, rngs: nnx.Rngs) -> "Classifier":
+    """The detector that `config.model` and `config.gabor` describe, with fresh weights.
+
+    Raises:
+      ValueError: an unknown `model.name` or an impossible Gabor bank.
+    """
+    return Classifier(config, rngs=rngs)
+
+
+def param_dtype(config: ConfigDict):
+    """float64 where `model.dtype` says so (needs jax_enable_x64), else float32."""
+    return jnp.float64 if config.model.dtype == "float64" else jnp.float32
+
+
+def compute_dtype(config: ConfigDict):
+    """ "auto" is bfloat16 on accelerators and float32 on CPU, where bfloat16 is emulated."""
+    if config.model.dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(config.model.dtype)
+
+
+class Classifier(nnx.Module):
+    """nnx.Param and nnx.BatchStat hold every array, so `nnx.split` by them leaves nothing over."""
+
+    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs):
+        model, dtype = config.model, param_dtype(config)
+        if model.name not in VARIANTS:
+            raise ValueError(f"model.name={model.name!r}: must be one of {', '.join(VARIANTS)}")
+        self.dtype = compute_dtype(config)
+        filtered = config.gabor.mode != "none"
+        self.gabor = GaborBank(config.gabor, dtype=dtype) if filtered else None
+        self.backbone = MobileNetV4(
+            VARIANTS[model.name],
+            inputs=3 + (self.gabor.channels if self.gabor else 0),
+            classes=len(LABELS),
+            drop_rate=model.drop_rate,
+            drop_path_rate=model.drop_path_rate,
+            zero_init_head=model.zero_init_head,
+            zero_init_residual=model.zero_init_residual,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, images, *, train: bool = False, key=None):
+        """Logits of pictures.
+
+        Args:
+          images: [B, H, W, 3] float in [0, 1], RGB.
+          train: BatchNorm by the batch, with running statistics moved; dropout, stochastic depth.
+          key: PRNG key of the last two.
+
+        Returns:
+          [B, 2] fake, real; float32, or float64 with `model.dtype` float64.
+        """
+        return self.backbone(self.inputs(images), train=train, key=key)
+
+    def inputs(self, images):
+        """[B, H, W, 3] in [0, 1] -> [B, H, W, 3 + K] in the dtype of computation."""
+        gabor = self.gabor
+        if gabor is not None:
+            responses = gabor.gain * gabor.responses(images)
+            if gabor.mode == "enhance":
+                images = images + jnp.mean(responses, axis=-1, keepdims=True)
+        x = (images - jnp.asarray(MEAN, images.dtype)) / jnp.asarray(STD, images.dtype)
+        if gabor is not None and gabor.mode == "concat":
+            x = jnp.concatenate([x, responses], axis=-1)
+        return x.astype(self.dtype)

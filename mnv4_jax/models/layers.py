@@ -1,0 +1,114 @@
+"""The layers MobileNetV4 is built of, with PyTorch's conventions and timm's initial values.
+
+A layer computes in the dtype of its input: parameters are cast to it, BatchNorm and the last
+linear layer work in float32 at least.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mnv4_jax.ops.conv import conv2d
+
+
+class Conv(nnx.Module):
+    """Convolution without bias, padded symmetrically by (k - 1) // 2.
+
+    `kernel` [k, k, in / groups, out], drawn from N(0, 2 / fan_out) as timm's `_init_weight_goog`.
+    """
+
+    def __init__(self, inputs, outputs, k, *, stride=1, groups=1, dtype=jnp.float32, rngs):
+        self.stride = stride
+        self.groups = groups
+        std = math.sqrt(2.0 / (k * k * outputs // groups))
+        shape = (k, k, inputs // groups, outputs)
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape, dtype))
+
+    def __call__(self, x):
+        """[B, H, W, in] -> [B, (H - 1) // stride + 1, (W - 1) // stride + 1, out]."""
+        kernel = self.kernel[...].astype(x.dtype)
+        return conv2d(x, kernel, stride=self.stride, groups=self.groups)
+
+
+class BatchNorm(nnx.Module):
+    """`torch.nn.BatchNorm2d`: eps 1e-5, momentum 0.1, float32 statistics.
+
+    It normalises by the biased variance of the batch and keeps a running average of the unbiased
+    one, as PyTorch does; flax's own layer keeps the biased one, and the two drift apart on the
+    small maps at the end of the network.
+    """
+
+    EPS = 1e-5
+    MOMENTUM = 0.1  # weight of the new batch
+
+    def __init__(self, features, *, dtype=jnp.float32):
+        self.scale = nnx.Param(jnp.ones(features, dtype))
+        self.bias = nnx.Param(jnp.zeros(features, dtype))
+        self.mean = nnx.BatchStat(jnp.zeros(features, dtype))
+        self.var = nnx.BatchStat(jnp.ones(features, dtype))
+
+    def __call__(self, x, *, train: bool):
+        """[B, H, W, C] -> the same; with `train` it also moves the running statistics."""
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if train:
+            mean = jnp.mean(y, axis=(0, 1, 2))
+            var = jnp.mean(jnp.square(y - mean), axis=(0, 1, 2))  # two passes: no cancellation
+            n = x.size // x.shape[-1]
+            self._move(self.mean, mean)
+            self._move(self.var, var * (n / max(n - 1, 1)))
+        else:
+            mean, var = self.mean[...], self.var[...]
+        y = (y - mean) * (self.scale[...] * jax.lax.rsqrt(var + self.EPS)) + self.bias[...]
+        return y.astype(x.dtype)
+
+    def _move(self, running, value):
+        value = jax.lax.stop_gradient(value).astype(running[...].dtype)
+        running[...] = (1 - self.MOMENTUM) * running[...] + self.MOMENTUM * value
+
+
+class ConvNorm(nnx.Module):
+    """Convolution, BatchNorm and, if asked for, ReLU; `conv` and `bn` as timm's ConvNormAct."""
+
+    def __init__(
+        self, inputs, outputs, k, *, stride=1, groups=1, relu=True, dtype=jnp.float32, rngs
+    ):
+        self.conv = Conv(inputs, outputs, k, stride=stride, groups=groups, dtype=dtype, rngs=rngs)
+        self.bn = BatchNorm(outputs, dtype=dtype)
+        self.relu = relu
+
+    def __call__(self, x, *, train: bool):
+        x = self.bn(self.conv(x), train=train)
+        return nnx.relu(x) if self.relu else x
+
+
+class Linear(nnx.Module):
+    """Affine layer in float32 at least: `kernel` [in, out], `bias` [out].
+
+    Drawn from U(-1/sqrt(in), 1/sqrt(in)), PyTorch's default, with a zero bias. timm's own initial
+    classifier spans 1/sqrt(in + out) of a routing net and starts with logits of order 10.
+    """
+
+    def __init__(self, inputs, outputs, *, zero_init=False, dtype=jnp.float32, rngs):
+        bound = 0.0 if zero_init else 1 / math.sqrt(inputs)
+        kernel = jax.random.uniform(rngs.params(), (inputs, outputs), dtype, -bound, bound)
+        self.kernel = nnx.Param(kernel)
+        self.bias = nnx.Param(jnp.zeros(outputs, dtype))
+
+    def __call__(self, x):
+        """[B, in] -> [B, out]."""
+        kernel, bias = self.kernel[...], self.bias[...]
+        x = x.astype(jnp.promote_types(x.dtype, kernel.dtype))
+        return jnp.dot(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias
+
+
+def drop_path(x, rate: float, key):
+    """Stochastic depth: zeroes whole examples of x [B, H, W, C] and scales the others up."""
+    kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1, 1))
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+def dropout(x, rate: float, key):
+    """Zeroes elements of x [B, C] with probability `rate` and scales the others up."""
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)

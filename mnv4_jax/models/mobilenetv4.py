@@ -1,0 +1,233 @@
+"""MobileNetV4 (Qin et al. 2024, arXiv:2404.10518): every variant is a row of the table at the top.
+
+Block strings and attribute names are timm's, so that a parameter's path here and its key there say
+the same; `mnv4_jax.exchange` relies on it.
+"""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mnv4_jax.models.layers import BatchNorm, Conv, ConvNorm, Linear, drop_path, dropout
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """`stages` holds block strings: kind, then fields as below, each a letter and a number.
+
+    cn: convolution; er: fused inverted bottleneck; uir: universal inverted bottleneck.
+    r: repeats; k: kernel (of a uir: its middle depthwise one, 0 for none); a: a uir's starting
+    depthwise kernel, 0 for none; s: stride of the first repeat; e: expansion; c: output channels.
+    """
+
+    stem: int  # channels, not multiplied by `width`
+    stages: tuple[str, ...]
+    width: float = 1.0
+    features: int = 1280
+
+
+_SMALL = (
+    "cn_r1_k3_s2_c32 cn_r1_k1_s1_c32",
+    "cn_r1_k3_s2_c96 cn_r1_k1_s1_c64",
+    "uir_r1_a5_k5_s2_e3_c96 uir_r4_a0_k3_s1_e2_c96 uir_r1_a3_k0_s1_e4_c96",
+    "uir_r1_a3_k3_s2_e6_c128 uir_r1_a5_k5_s1_e4_c128 uir_r1_a0_k5_s1_e4_c128"
+    " uir_r1_a0_k5_s1_e3_c128 uir_r2_a0_k3_s1_e4_c128",
+    "cn_r1_k1_s1_c960",
+)
+_MEDIUM = (
+    "er_r1_k3_s2_e4_c48",
+    "uir_r1_a3_k5_s2_e4_c80 uir_r1_a3_k3_s1_e2_c80",
+    "uir_r1_a3_k5_s2_e6_c160 uir_r2_a3_k3_s1_e4_c160 uir_r1_a3_k5_s1_e4_c160"
+    " uir_r1_a3_k3_s1_e4_c160 uir_r1_a3_k0_s1_e4_c160 uir_r1_a0_k0_s1_e2_c160"
+    " uir_r1_a3_k0_s1_e4_c160",
+    "uir_r1_a5_k5_s2_e6_c256 uir_r1_a5_k5_s1_e4_c256 uir_r2_a3_k5_s1_e4_c256"
+    " uir_r1_a0_k0_s1_e4_c256 uir_r1_a3_k0_s1_e4_c256 uir_r1_a3_k5_s1_e2_c256"
+    " uir_r1_a5_k5_s1_e4_c256 uir_r2_a0_k0_s1_e4_c256 uir_r1_a5_k0_s1_e2_c256",
+    "cn_r1_k1_s1_c960",
+)
+_LARGE = (
+    "er_r1_k3_s2_e4_c48",
+    "uir_r1_a3_k5_s2_e4_c96 uir_r1_a3_k3_s1_e4_c96",
+    "uir_r1_a3_k5_s2_e4_c192 uir_r3_a3_k3_s1_e4_c192 uir_r1_a3_k5_s1_e4_c192"
+    " uir_r5_a5_k3_s1_e4_c192 uir_r1_a3_k0_s1_e4_c192",
+    "uir_r4_a5_k5_s2_e4_c512 uir_r1_a5_k0_s1_e4_c512 uir_r1_a5_k3_s1_e4_c512"
+    " uir_r2_a5_k0_s1_e4_c512 uir_r1_a5_k3_s1_e4_c512 uir_r1_a5_k5_s1_e4_c512"
+    " uir_r3_a5_k0_s1_e4_c512",
+    "cn_r1_k1_s1_c960",
+)
+VARIANTS = {
+    "mobilenetv4_conv_small_035": Variant(32, _SMALL, width=0.35),
+    "mobilenetv4_conv_small_050": Variant(32, _SMALL, width=0.5),
+    "mobilenetv4_conv_small": Variant(32, _SMALL),
+    "mobilenetv4_conv_medium": Variant(32, _MEDIUM),
+    "mobilenetv4_conv_large": Variant(24, _LARGE),
+}
+
+
+class MobileNetV4(nnx.Module):
+    """Pictures to logits: stem, stages of blocks, global average, head, linear classifier.
+
+    Args:
+      variant: a row of the table.
+      inputs: channels of the pictures.
+      classes: number of logits.
+      drop_rate: dropout before the classifier.
+      drop_path_rate: stochastic depth of the last block; earlier ones less, linearly.
+      zero_init_head: the classifier starts at zero, and the loss at log(classes).
+      zero_init_residual: the last BatchNorm scale of every block with a residual starts at zero.
+      dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        *,
+        inputs=3,
+        classes=2,
+        drop_rate=0.0,
+        drop_path_rate=0.0,
+        zero_init_head=False,
+        zero_init_residual=False,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        specs = [parse_stage(stage) for stage in variant.stages]
+        count = sum(len(stage) for stage in specs)
+        self.drop_rate = drop_rate
+        self.conv_stem = Conv(inputs, variant.stem, 3, stride=2, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(variant.stem, dtype=dtype)
+        channels = variant.stem
+        stages, index = [], 0
+        for stage in specs:
+            blocks = []
+            for kind, spec in stage:
+                outputs = divisible(spec.pop("c") * variant.width)
+                block = _BLOCKS[kind](channels, outputs, **spec, dtype=dtype, rngs=rngs)
+                block.drop_path_rate = drop_path_rate * index / count
+                if zero_init_residual and block.residual:
+                    block.last_norm.scale[...] = jnp.zeros_like(block.last_norm.scale[...])
+                blocks.append(block)
+                channels, index = outputs, index + 1
+            stages.append(nnx.List(blocks))
+        self.blocks = nnx.List(stages)
+        self.conv_head = Conv(channels, variant.features, 1, dtype=dtype, rngs=rngs)
+        self.norm_head = BatchNorm(variant.features, dtype=dtype)
+        self.classifier = Linear(
+            variant.features, classes, zero_init=zero_init_head, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x, *, train: bool = False, key=None):
+        """[B, H, W, inputs] float, normalised -> [B, classes] logits, float32 at least.
+
+        `key` feeds dropout and stochastic depth: in training it is needed where a rate is above 0.
+        """
+        x = nnx.relu(self.bn1(self.conv_stem(x), train=train))
+        index = 0
+        for stage in self.blocks:
+            for block in stage:
+                y = block(x, train=train)
+                if train and block.residual and block.drop_path_rate:
+                    y = drop_path(y, block.drop_path_rate, jax.random.fold_in(key, index))
+                x = x + y if block.residual else y
+                index += 1
+        dtype = x.dtype
+        x = jnp.mean(x.astype(jnp.promote_types(dtype, jnp.float32)), axis=(1, 2), keepdims=True)
+        x = self.norm_head(self.conv_head(x.astype(dtype)), train=train)
+        x = nnx.relu(x)[:, 0, 0]
+        if train and self.drop_rate:
+            x = dropout(x, self.drop_rate, jax.random.fold_in(key, index))
+        return self.classifier(x)
+
+
+class ConvBlock(nnx.Module):
+    """A convolution with BatchNorm and ReLU."""
+
+    residual = False
+
+    def __init__(self, inputs, outputs, *, k, s, dtype, rngs):
+        self.conv = Conv(inputs, outputs, k, stride=s, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(outputs, dtype=dtype)
+
+    def __call__(self, x, *, train: bool):
+        return nnx.relu(self.bn1(self.conv(x), train=train))
+
+
+class FusedInvertedBottleneck(nnx.Module):
+    """A full convolution that expands, and a 1x1 one that projects."""
+
+    def __init__(self, inputs, outputs, *, k, s, e, dtype, rngs):
+        expanded = divisible(inputs * e)
+        self.residual = inputs == outputs and s == 1
+        self.conv_exp = Conv(inputs, expanded, k, stride=s, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(expanded, dtype=dtype)
+        self.conv_pwl = Conv(expanded, outputs, 1, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNorm(outputs, dtype=dtype)
+
+    @property
+    def last_norm(self) -> BatchNorm:
+        return self.bn2
+
+    def __call__(self, x, *, train: bool):
+        x = nnx.relu(self.bn1(self.conv_exp(x), train=train))
+        return self.bn2(self.conv_pwl(x), train=train)
+
+
+class UniversalInvertedBottleneck(nnx.Module):
+    """1x1 expansion and projection, with a depthwise convolution before, between, both or neither.
+
+    The stride belongs to the middle one, or to the starting one where there is no middle one.
+    """
+
+    def __init__(self, inputs, outputs, *, a, k, s, e, dtype, rngs):
+        expanded = divisible(inputs * e)
+        kw = {"dtype": dtype, "rngs": rngs}
+        self.residual = inputs == outputs and s == 1
+        if a:
+            start = 1 if k else s
+            self.dw_start = ConvNorm(
+                inputs, inputs, a, stride=start, groups=inputs, relu=False, **kw
+            )
+        self.pw_exp = ConvNorm(inputs, expanded, 1, **kw)
+        if k:
+            self.dw_mid = ConvNorm(expanded, expanded, k, stride=s, groups=expanded, **kw)
+        self.pw_proj = ConvNorm(expanded, outputs, 1, relu=False, **kw)
+        self.start, self.middle = bool(a), bool(k)
+
+    @property
+    def last_norm(self) -> BatchNorm:
+        return self.pw_proj.bn
+
+    def __call__(self, x, *, train: bool):
+        if self.start:
+            x = self.dw_start(x, train=train)
+        x = self.pw_exp(x, train=train)
+        if self.middle:
+            x = self.dw_mid(x, train=train)
+        return self.pw_proj(x, train=train)
+
+
+_BLOCKS = {
+    "cn": ConvBlock,
+    "er": FusedInvertedBottleneck,
+    "uir": UniversalInvertedBottleneck,
+}
+
+
+def parse_stage(stage: str) -> list[tuple[str, dict[str, int]]]:
+    """ "uir_r2_k3_s2_c8" -> [("uir", {"k": 3, "s": 2, "c": 8}), ("uir", {… "s": 1 …})]."""
+    blocks = []
+    for string in stage.split():
+        kind, *fields = string.split("_")
+        spec = {f[0]: int(f[1:]) for f in fields if re.fullmatch(r"[a-z]\d+", f)}
+        repeats = spec.pop("r")
+        blocks += [(kind, spec | ({} if i == 0 else {"s": 1})) for i in range(repeats)]
+    return blocks
+
+
+def divisible(channels: float) -> int:
+    """The nearest multiple of 8, at least 8, and never less than 90% of `channels`."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
