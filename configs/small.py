@@ -42,7 +42,14 @@ def get_config() -> ConfigDict:
     config.gabor = ConfigDict()
     config.gabor.mode = "concat"  # "none", "enhance", "concat"
     config.gabor.response = "real"  # "real", "magnitude"
-    config.gabor.learnable = False
+    config.gabor.learnable = False  # True: theta, sigma, lambd, gamma, psi of every filter train
+    config.gabor.kernel_size = 7  # px, odd
+    config.gabor.orientations = 4  # over 180 degrees; the bank is orientations x wavelengths
+    config.gabor.wavelengths = (2.5, 4.0)  # px; forgery traces are fine, and 2 is Nyquist
+    config.gabor.sigma_ratio = 0.56  # sigma / wavelength; 0.56 is a bandwidth of one octave
+    config.gabor.gamma = 1.0  # aspect of the envelope
+    config.gabor.psi = 0.0  # rad; 0 answers to lines, pi / 2 to edges
+    config.gabor.gain = 8.0  # factor on the responses
 
     config.augment = ConfigDict()  # on the device; 0 switches a strength off
     config.augment.flip = 0.5  # probability
