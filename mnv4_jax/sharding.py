@@ -5,11 +5,16 @@ may touch a device before `initialize`, which every command calls first.
 """
 
 import argparse
+import contextlib
+import faulthandler
+import logging
 import os
+import pathlib
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +24,7 @@ from jax._src.clusters import ClusterEnv  # JAX has no public way to ask "am I i
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from input_pipeline.cli import UserError
+from mnv4_jax import preemption
 
 _FLAGS = (
     ("coordinator", str, None, "host:port of process 0, where several processes run together"),
@@ -100,9 +106,28 @@ def initialize(
             process_id,
             # JAX aborts with a stack dump when its time is up; the watchdog speaks before.
             initialization_timeout=peer_timeout_s + 60,
-            # After a peer's death nobody will come to the barrier at the exit.
-            shutdown_timeout_seconds=30,
         )
+
+
+@contextlib.contextmanager
+def prompt_exit() -> Iterator[None]:
+    """Around a command's `run`: a process that fails among several leaves at once, as itself.
+
+    Else JAX makes it wait at the exit for the others, who wait for it in the middle of a step, and
+    in the end aborts them all: five minutes later, and with status 134 in place of the true one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) else 1
+        if status in (0, None, preemption.EXIT_STATUS) or not jax.distributed.is_initialized():
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+            logging.getLogger(__name__).exception("process %d failed", jax.process_index())
+        sys.stdout.flush()
+        logging.shutdown()
+        os._exit(status)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +147,22 @@ def define_flags() -> None:
 def initialize_from(args: Any) -> None:
     """`initialize` with what `add_flags` (parsed arguments) or `define_flags` (FLAGS) brought."""
     initialize(**{name: getattr(args, name) for name, *_ in _FLAGS})
+
+
+def log_to(workdir: str) -> None:
+    """This process's log goes to WORKDIR/logs/process_<i>.log as well, appended to.
+
+    So does the Python stack where JAX aborts because a peer is gone. In a bucket (gs://…) files
+    cannot be appended to: there the log stays on the standard error, which the cluster keeps.
+    """
+    if "://" in workdir:
+        return
+    folder = pathlib.Path(workdir, "logs")
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / f"process_{jax.process_index()}.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    faulthandler.enable(handler.stream)
 
 
 def _number(name: str, value: int | None, variable: str) -> int | None:
