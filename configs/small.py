@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     config.gabor.sigma_ratio = 0.56  # sigma / wavelength; 0.56 is a bandwidth of one octave
     config.gabor.gamma = 1.0  # aspect of the envelope
     config.gabor.psi = 0.0  # rad; 0 answers to lines, pi / 2 to edges
-    config.gabor.gain = 8.0  # factor on the responses
+    config.gabor.gain = 50.0  # factor on the responses, which are about 1/100 of full scale
 
     config.augment = ConfigDict()  # on the device; 0 switches a strength off
     config.augment.flip = 0.5  # probability

@@ -62,8 +62,8 @@ class GaborBank(nnx.Module):
       sigma_ratio: sigma = sigma_ratio * lambd; 0.56 is a bandwidth of one octave.
       gamma: aspect of the envelope; below 1 it stretches along the stripes.
       psi: phase, rad; 0 answers to lines, pi / 2 to edges.
-      gain: factor on the responses. They are 1/30 or so of the pixels' contrast; the default
-        brings them near the normalised channels.
+      gain: factor on the responses, whose deviation is 0.003 to 0.02 on photographs of faces, where
+        that of the normalised channels is 1.
     """
 
     def __init__(self, config: ConfigDict, *, dtype=jnp.float32):
