@@ -1,0 +1,111 @@
+"""Encoded bytes to RGB pixels: simplejpeg for JPEG, Pillow and OpenCV for the rest.
+
+simplejpeg decodes a 256 px JPEG in about a third of Pillow's time and lets other threads run.
+"""
+
+import io
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+# Larger pictures are refused before they take memory: 128 Mi pixels are 400 MB as RGB, and more
+# than the 108 megapixels of today's phones.
+MAX_PIXELS = 2**27
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+# What a file called .jpg, .png or .webp may really hold. Pillow opens more, some through other
+# programs (EPS runs Ghostscript).
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
+_ORIENTATION = 0x0112
+
+
+class DecodeError(Exception):
+    """A picture that cannot be had whole. The message is the reason, without the file's name."""
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decodes one picture.
+
+    Rotated as its EXIF orientation says. Grey, palette and CMYK become RGB, 16 bits a channel are
+    scaled to 8, transparency is laid over white, an animation gives its first frame.
+
+    Args:
+        data: the content of a JPEG, PNG, WebP, GIF or BMP file, whatever its name said.
+
+    Returns:
+        [H, W, 3] uint8, RGB.
+
+    Raises:
+        DecodeError: not a picture, damaged or cut short (a half-grey picture is never returned), or
+            larger than MAX_PIXELS.
+    """
+    try:
+        if data[:3] == b"\xff\xd8\xff":
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            _check_size(height, width)
+            if colours != "CMYK" and colours != "YCCK":
+                pixels = simplejpeg.decode_jpeg(data)
+                # A file without EXIF, as in most image sets, costs one search.
+                return _upright(pixels, data) if b"Exif\0\0" in data else pixels
+        return _decode_other(data)
+    except DecodeError:
+        raise
+    except Exception as error:  # codecs raise all sorts: OSError, ValueError, SyntaxError, zlib's…
+        raise DecodeError(str(error) or type(error).__name__) from error
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """(height, width) in px as stored, from the header alone. Raises DecodeError."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return image.height, image.width
+    except Exception as error:
+        raise DecodeError(str(error) or type(error).__name__) from error
+
+
+def _check_size(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise DecodeError(f"{width}×{height} px are more than the {MAX_PIXELS:,} pixels allowed")
+
+
+def _decode_other(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        _check_size(image.height, image.width)
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        image.load()  # raises where the file is cut short
+        if image.format == "PNG" and data[24] == 16:  # bit depth, in the IHDR chunk
+            return _rotate(_decode_png16(data), orientation)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        return _rotate(np.asarray(image.convert("RGB")), orientation)
+
+
+def _decode_png16(data: bytes) -> np.ndarray:
+    """[H, W, 3] uint8 of a PNG with 16 bits a channel, which Pillow clips (grey) or cuts (RGB)."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) / np.float32(65535)
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
+    if pixels.shape[2] == 4:
+        alpha = pixels[:, :, 3:]
+        pixels = pixels[:, :, :3] * alpha + (1 - alpha)
+    return np.rint(pixels[:, :, ::-1] * 255).astype(np.uint8)
+
+
+def _upright(pixels: np.ndarray, data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        return _rotate(pixels, image.getexif().get(_ORIENTATION, 1))
+
+
+def _rotate(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undoes an EXIF orientation, 1 to 8; another number counts as 1 (upright)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
