@@ -17,8 +17,7 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 # What a file called .jpg, .png or .webp may really hold. Pillow opens more, some through other
 # programs (EPS runs Ghostscript).
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
-Image.init()  # else formats that Pillow has not loaded yet (MPO) are a KeyError
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # MPO is opened as JPEG
 _ORIENTATION = 0x0112
 
 
