@@ -69,6 +69,14 @@ class Classifier(nnx.Module):
         """
         return self.backbone(self.inputs(images), train=train, key=key)
 
+    def features(self, images):
+        """[B, H, W, 3] in [0, 1] -> [B, h, w, C]: the last stage's output, in evaluation mode."""
+        return self.backbone.features(self.inputs(images))
+
+    def head(self, features):
+        """[B, h, w, C] of `features` -> [B, 2] logits."""
+        return self.backbone.head(features)
+
     def inputs(self, images):
         """[B, H, W, 3] in [0, 1] -> [B, H, W, 3 + K] in the dtype of computation."""
         gabor = self.gabor

@@ -1,7 +1,7 @@
 """MobileNetV4 (Qin et al. 2024, arXiv:2404.10518): every variant is a row of the table at the top.
 
 Block strings and attribute names are timm's, so that a parameter's path here and its key there say
-the same; `mnv4_jax.exchange` relies on it.
+the same; `mnv4_jax/exchange.py` relies on it.
 """
 
 import dataclasses
@@ -124,6 +124,10 @@ class MobileNetV4(nnx.Module):
 
         `key` feeds dropout and stochastic depth: in training it is needed where a rate is above 0.
         """
+        return self.head(self.features(x, train=train, key=key), train=train, key=key)
+
+    def features(self, x, *, train: bool = False, key=None):
+        """[B, H, W, inputs] -> [B, H/32, W/32, C]: what the last stage puts out."""
         x = nnx.relu(self.bn1(self.conv_stem(x), train=train))
         index = 0
         for stage in self.blocks:
@@ -133,12 +137,17 @@ class MobileNetV4(nnx.Module):
                     y = drop_path(y, block.drop_path_rate, jax.random.fold_in(key, index))
                 x = x + y if block.residual else y
                 index += 1
+        return x
+
+    def head(self, x, *, train: bool = False, key=None):
+        """[B, h, w, C] features -> [B, classes] logits."""
         dtype = x.dtype
         x = jnp.mean(x.astype(jnp.promote_types(dtype, jnp.float32)), axis=(1, 2), keepdims=True)
         x = self.norm_head(self.conv_head(x.astype(dtype)), train=train)
         x = nnx.relu(x)[:, 0, 0]
         if train and self.drop_rate:
-            x = dropout(x, self.drop_rate, jax.random.fold_in(key, index))
+            # The blocks' keys are numbered from 0; this is the next.
+            x = dropout(x, self.drop_rate, jax.random.fold_in(key, sum(map(len, self.blocks))))
         return self.classifier(x)
 
 

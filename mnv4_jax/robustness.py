@@ -1,0 +1,109 @@
+"""How much of a detector is left when pictures are damaged: every kind and level in one pass."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from input_pipeline.batches import eval_batches
+from input_pipeline.decode import decode
+from input_pipeline.sources import Source
+from mnv4_jax import calibration, metrics, scoring
+from mnv4_jax.corruptions import CORRUPTIONS, corrupt, encode_jpeg
+
+_RESAMPLES = 200
+
+
+class Damaged:
+    """A source of `picks` of another one: undamaged first, then under every kind and level.
+
+    Example `i` is pick `i % len(picks)` under damage `i // len(picks)` of `damages`.
+    """
+
+    groups = None
+
+    def __init__(self, source: Source, picks: Sequence[int]):
+        self._source, self._picks = source, list(picks)
+        self.damages = [("none", 0.0)]
+        self.damages += [(kind, level) for kind, c in CORRUPTIONS.items() for level in c.levels]
+        self.labels = np.tile(np.asarray(source.labels)[self._picks], len(self.damages))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def ids(self) -> list[str]:
+        return [f"{self._source.ids[p]} ({k} {v:g})" for k, v in self.damages for p in self._picks]
+
+    def read(self, i: int) -> bytes:
+        """An encoded picture; without loss, unless the damage is JPEG's own."""
+        damage, pick = divmod(i, len(self._picks))
+        kind, level = self.damages[damage]
+        data = self._source.read(self._picks[pick])
+        if kind == "none":
+            return data
+        if kind == "jpeg":
+            return encode_jpeg(decode(data), level)
+        damaged = corrupt(decode(data), kind, level, seed=self._picks[pick])
+        return cv2.imencode(".bmp", cv2.cvtColor(damaged, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def choose(labels: np.ndarray, index: np.ndarray, n: int, *, seed: int = 0) -> np.ndarray:
+    """About `n` of `index` [N], half of them fake where there are as many; sorted.
+
+    The AUC and the false-alarm rate do not depend on the share of fakes, so a small sample spends
+    itself best in halves.
+    """
+    rng = np.random.default_rng(seed)
+    halves = [index[labels == label] for label in (metrics.FAKE, metrics.REAL)]
+    return np.sort(np.concatenate([rng.permutation(half)[: max(1, n // 2)] for half in halves]))
+
+
+def sweep(
+    model: nnx.Module,
+    source: Source,
+    picks: Sequence[int],
+    data_config: Any,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    temperature: float,
+    threshold: float,
+) -> list[dict[str, Any]]:
+    """Scores `picks` under no damage and under every kind and level of `CORRUPTIONS`.
+
+    Every process must call it; all get the same answer.
+
+    Returns:
+      One {"kind", "level", "auc": {"value", "ci95"}, "false_alarm_rate"} for each: the share of
+      real pictures whose calibrated p_fake reaches the fixed `threshold`.
+    """
+    damaged = Damaged(source, picks)
+    batches = eval_batches(
+        damaged,
+        data_config,
+        batch_size=batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    with batches:
+        scores = scoring.score(model, batches, mesh)
+    rows = []
+    for (kind, level), logits in zip(
+        damaged.damages, np.split(scores.logits, len(damaged.damages)), strict=True
+    ):
+        labels = damaged.labels[: len(picks)]
+        alarms = calibration.p_fake(logits, temperature)[labels == metrics.REAL] >= threshold
+        rows.append(
+            {
+                "kind": kind,
+                "level": level,
+                "auc": metrics.metrics_with_intervals(labels, logits, resamples=_RESAMPLES)["auc"],
+                "false_alarm_rate": float(alarms.mean()) if len(alarms) else float("nan"),
+            }
+        )
+    return rows
