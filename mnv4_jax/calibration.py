@@ -21,15 +21,18 @@ def fit(logits: np.ndarray, labels: np.ndarray, *, split: str = "Validation") ->
       labels: [N] integers, 0 fake and 1 real. A class is missing or a logit not finite: None.
 
     Returns:
-      {"temperature": T, "thresholds": {"0.01": p, …}, "split": split, "n": N}
+      {"temperature": T, "thresholds": {"0.01": p, …}, "achieved": {"0.01": `rates_at` p, …},
+      "split": split, "n": N}
     """
     if len(np.unique(labels)) < 2 or not np.isfinite(logits).all():
         return None
     temperature = fit_temperature(logits, labels)
     thresholds = fit_thresholds(logits, labels, temperature=temperature)
+    p = p_fake(logits, temperature)
     return {
         "temperature": temperature,
         "thresholds": thresholds,
+        "achieved": {rate: rates_at(p, labels, t) for rate, t in thresholds.items()},
         "split": split,
         "n": len(labels),
     }
@@ -83,6 +86,15 @@ def _just_above(score: float, scores: np.ndarray) -> float:
     """Half-way to the next higher score, so that rounding elsewhere flips neither picture."""
     above = scores[scores > score]
     return float((score + (above.min() if len(above) else 1.0)) / 2)
+
+
+def rates_at(p: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, float]:
+    """{"false_alarm_rate", "recall_fake"} where p_fake [N] ≥ threshold is called fake."""
+    called, labels = p >= threshold, np.asarray(labels)
+    return {
+        "false_alarm_rate": float(called[labels == metrics.REAL].mean()),
+        "recall_fake": float(called[labels == metrics.FAKE].mean()),
+    }
 
 
 def p_fake(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import cv2
-import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from input_pipeline.batches import eval_batches
 from input_pipeline.decode import decode
 from input_pipeline.sources import Source
 from mnv4_jax import calibration, metrics, scoring
@@ -70,7 +68,6 @@ def sweep(
     data_config: Any,
     mesh: Mesh,
     *,
-    batch_size: int,
     temperature: float,
     threshold: float,
 ) -> list[dict[str, Any]]:
@@ -83,15 +80,7 @@ def sweep(
       real pictures whose calibrated p_fake reaches the fixed `threshold`.
     """
     damaged = Damaged(source, picks)
-    batches = eval_batches(
-        damaged,
-        data_config,
-        batch_size=batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    with batches:
-        scores = scoring.score(model, batches, mesh)
+    scores = scoring.score_source(model, damaged, data_config, mesh, description="damaged")
     rows = []
     for (kind, level), logits in zip(
         damaged.damages, np.split(scores.logits, len(damaged.damages)), strict=True

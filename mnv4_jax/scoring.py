@@ -5,18 +5,24 @@
 
 import collections
 import functools
+import sys
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import rich.console
+import rich.progress
 from flax import nnx
 from jax.sharding import Mesh
 
+from input_pipeline.batches import OnBad, eval_batches
+from input_pipeline.sources import Source
 from mnv4_jax import sharding
 from mnv4_jax.step import eval_step
 
 _IN_FLIGHT = 2
+_BATCH_SIZES = (1, 8, 64)  # few, so that their programs are soon all in the compilation cache
 
 
 class Scores(NamedTuple):
@@ -67,3 +73,38 @@ def score(model: nnx.Module, batches: Iterable[dict[str, np.ndarray]], mesh: Mes
     order = np.flatnonzero(mask)
     order = order[np.argsort(index[order], kind="stable")]
     return Scores(logits[order], labels[order], index[order])
+
+
+def score_source(
+    model: nnx.Module,
+    source: Source,
+    data_config: Any,
+    mesh: Mesh,
+    *,
+    description: str = "",
+    on_bad: OnBad | None = None,
+) -> Scores:
+    """`score` of a whole source in evaluation form; a progress bar on a terminal, if described.
+
+    Every process must call it. `on_bad` is told (id, reason) of those this process cannot read.
+    """
+    size = max(b for b in _BATCH_SIZES if b <= max(1, len(source)))
+    size = -(-size // mesh.size) * mesh.size
+    batches = eval_batches(
+        source,
+        data_config,
+        batch_size=size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        on_bad=on_bad,
+    )
+    show = bool(description) and jax.process_index() == 0 and sys.stderr.isatty()
+    with batches:
+        tracked = rich.progress.track(
+            batches,
+            description,
+            total=-(-len(source) // size),
+            console=rich.console.Console(stderr=True),
+            disable=not show,
+        )
+        return score(model, tracked, mesh)

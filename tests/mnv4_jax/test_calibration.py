@@ -79,7 +79,12 @@ def test_thresholds_need_a_real_picture():
 def test_fit_is_what_a_checkpoint_carries():
     logits, labels = calibrated_set(200)
     fitted = calibration.fit(logits, labels)
-    assert set(fitted) == {"temperature", "thresholds", "split", "n"}
+    assert set(fitted) == {"temperature", "thresholds", "achieved", "split", "n"}
     assert (fitted["split"], fitted["n"]) == ("Validation", 200)
+    called = calibration.p_fake(logits, fitted["temperature"]) >= fitted["thresholds"]["0.05"]
+    assert fitted["achieved"]["0.05"] == {
+        "false_alarm_rate": called[labels == 1].mean(),
+        "recall_fake": called[labels == 0].mean(),
+    }
     assert calibration.fit(logits, np.zeros(200, int)) is None
     assert calibration.fit(np.full((200, 2), np.nan), labels) is None
