@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mnv4_jax.ops.conv import conv2d
@@ -19,12 +20,12 @@ class Conv(nnx.Module):
     `kernel` [k, k, in / groups, out], drawn from N(0, 2 / fan_out) as timm's `_init_weight_goog`.
     """
 
-    def __init__(self, inputs, outputs, k, *, stride=1, groups=1, dtype=jnp.float32, rngs):
+    def __init__(self, inputs, outputs, k, *, stride=1, groups=1, dtype=jnp.float32, rng):
         self.stride = stride
         self.groups = groups
         std = math.sqrt(2.0 / (k * k * outputs // groups))
         shape = (k, k, inputs // groups, outputs)
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape, dtype))
+        self.kernel = nnx.Param((std * rng.standard_normal(shape)).astype(dtype))
 
     def __call__(self, x):
         """[B, H, W, in] -> [B, (H - 1) // stride + 1, (W - 1) // stride + 1, out]."""
@@ -44,17 +45,21 @@ class BatchNorm(nnx.Module):
     MOMENTUM = 0.1  # weight of the new batch
 
     def __init__(self, features, *, dtype=jnp.float32):
-        self.scale = nnx.Param(jnp.ones(features, dtype))
-        self.bias = nnx.Param(jnp.zeros(features, dtype))
-        self.mean = nnx.BatchStat(jnp.zeros(features, dtype))
-        self.var = nnx.BatchStat(jnp.ones(features, dtype))
+        self.scale = nnx.Param(np.ones(features, dtype))
+        self.bias = nnx.Param(np.zeros(features, dtype))
+        self.mean = nnx.BatchStat(np.zeros(features, dtype))
+        self.var = nnx.BatchStat(np.ones(features, dtype))
 
     def __call__(self, x, *, train: bool):
         """[B, H, W, C] -> the same; with `train` it also moves the running statistics."""
         y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train:
-            mean = jnp.mean(y, axis=(0, 1, 2))
-            var = jnp.mean(jnp.square(y - mean), axis=(0, 1, 2))  # two passes: no cancellation
+            # Both moments in one read of y, about the running mean: it is near the batch's, so
+            # that mean(d^2) - mean(d)^2 does not cancel.
+            shift = jax.lax.stop_gradient(self.mean[...])
+            offset = jnp.mean(y - shift, axis=(0, 1, 2))
+            square = jnp.mean(jnp.square(y - shift), axis=(0, 1, 2))
+            mean, var = shift + offset, jnp.maximum(square - jnp.square(offset), 0)
             n = x.size // x.shape[-1]
             self._move(self.mean, mean)
             self._move(self.var, var * (n / max(n - 1, 1)))
@@ -72,9 +77,9 @@ class ConvNorm(nnx.Module):
     """Convolution, BatchNorm and, if asked for, ReLU; `conv` and `bn` as timm's ConvNormAct."""
 
     def __init__(
-        self, inputs, outputs, k, *, stride=1, groups=1, relu=True, dtype=jnp.float32, rngs
+        self, inputs, outputs, k, *, stride=1, groups=1, relu=True, dtype=jnp.float32, rng
     ):
-        self.conv = Conv(inputs, outputs, k, stride=stride, groups=groups, dtype=dtype, rngs=rngs)
+        self.conv = Conv(inputs, outputs, k, stride=stride, groups=groups, dtype=dtype, rng=rng)
         self.bn = BatchNorm(outputs, dtype=dtype)
         self.relu = relu
 
@@ -90,11 +95,11 @@ class Linear(nnx.Module):
     classifier spans 1/sqrt(in + out) of a routing net and starts with logits of order 10.
     """
 
-    def __init__(self, inputs, outputs, *, zero_init=False, dtype=jnp.float32, rngs):
+    def __init__(self, inputs, outputs, *, zero_init=False, dtype=jnp.float32, rng):
         bound = 0.0 if zero_init else 1 / math.sqrt(inputs)
-        kernel = jax.random.uniform(rngs.params(), (inputs, outputs), dtype, -bound, bound)
-        self.kernel = nnx.Param(kernel)
-        self.bias = nnx.Param(jnp.zeros(outputs, dtype))
+        kernel = rng.uniform(-bound, bound, (inputs, outputs))
+        self.kernel = nnx.Param(kernel.astype(dtype))
+        self.bias = nnx.Param(np.zeros(outputs, dtype))
 
     def __call__(self, x):
         """[B, in] -> [B, out]."""

@@ -8,24 +8,36 @@ times a matrix (small dense kernels); on accelerators it stays with the native o
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-_FORM = contextvars.ContextVar("form", default=None)  # None: choose by backend
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How each kind of convolution is computed."""
+
+    depthwise: str = "native"  # or "shifted": a sum of shifted products
+    pointwise: str = "native"  # or "dot": a matrix product
+    dense: str = "native"  # or "patches": the windows side by side, times a matrix
+
+
+NATIVE = Form()
+BY_BACKEND = {"cpu": Form(depthwise="shifted", pointwise="dot", dense="patches")}
+
+_FORM = contextvars.ContextVar("form", default=None)  # None: by backend
 
 
 @contextlib.contextmanager
-def form(name: str):
-    """Traces every `conv2d` inside the block in one form, "native" or "shifted".
+def use(form: Form):
+    """Traces every `conv2d` inside the block in this form, whatever the backend.
 
-    For export to a platform that is not the one that traces, and for tests and benchmarks.
+    For export to a platform that is not the one that traces, for tests and for benchmarks.
     """
-    if name not in ("native", "shifted"):
-        raise ValueError(f'form: "native" or "shifted", not {name!r}')
-    token = _FORM.set(name)
+    token = _FORM.set(form)
     try:
         yield
     finally:
@@ -53,14 +65,16 @@ def conv2d(x, kernel, *, stride: int = 1, padding: int | None = None, groups: in
     if groups not in (1, channels) or (groups > 1 and features != channels):
         raise ValueError(f"groups: 1 or Cin with Cout = Cin, not {groups} for {kernel.shape}")
     padding = (kh - 1) // 2 if padding is None else padding
-    chosen = _FORM.get() or ("shifted" if jax.default_backend() == "cpu" else "native")
-    if chosen == "native":
-        return reference(x, kernel, stride=stride, padding=padding, groups=groups)
-    if kh == kw == 1 and groups == 1 and padding == 0:
-        return lax.dot_general(x[:, ::stride, ::stride], kernel[0, 0], (((3,), (0,)), ((), ())))
-    if groups == channels and groups > 1:
-        return _depthwise(x, kernel[:, :, 0], stride, padding)
-    return _patches_times_matrix(x, kernel, stride, padding)
+    form = _FORM.get() or BY_BACKEND.get(jax.default_backend(), NATIVE)
+    if groups > 1:
+        if form.depthwise == "shifted":
+            return _depthwise(x, kernel[:, :, 0], stride, padding)
+    elif kh == kw == 1 and padding == 0:
+        if form.pointwise == "dot":
+            return _dot(x[:, ::stride, ::stride], kernel[0, 0])
+    elif form.dense == "patches":
+        return _dot(_patches(x, (kh, kw), stride, padding), kernel.reshape(-1, features))
+    return reference(x, kernel, stride=stride, padding=padding, groups=groups)
 
 
 def reference(x, kernel, *, stride: int = 1, padding: int | None = None, groups: int = 1):
@@ -104,7 +118,10 @@ def _depthwise(x, kernel, stride, padding):
     """x [B, H, W, C] with kernel [kh, kw, C], as a sum of shifted products."""
     k = kernel.shape[:2]
     out_hw = [_out_size(n, kk, stride, padding) for n, kk in zip(x.shape[1:3], k, strict=True)]
-    return sum(w * kernel[i, j] for i, j, w in _windows(x, k, stride, padding, out_hw))
+    wide = _accumulator(x)
+    windows = _windows(x, k, stride, padding, out_hw)
+    y = sum(w.astype(wide) * kernel[i, j].astype(wide) for i, j, w in windows)
+    return y.astype(x.dtype)
 
 
 def _depthwise_fwd(x, kernel, stride, padding):
@@ -113,9 +130,9 @@ def _depthwise_fwd(x, kernel, stride, padding):
 
 def _depthwise_bwd(stride, padding, residuals, dy):
     x, kernel = residuals
-    k = kernel.shape[:2]
+    k, wide = kernel.shape[:2], _accumulator(dy)
     taps = [
-        jnp.sum((w * dy).astype(_accumulator(dy)), axis=(0, 1, 2))
+        jnp.sum(w.astype(wide) * dy.astype(wide), axis=(0, 1, 2))
         for _, _, w in _windows(x, k, stride, padding, dy.shape[1:3])
     ]
     dkernel = jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
@@ -123,6 +140,7 @@ def _depthwise_bwd(stride, padding, residuals, dy):
 
 
 def _accumulator(x):
+    """Sums of bfloat16 are taken in float32."""
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
@@ -130,7 +148,7 @@ def _depthwise_dx(dy, kernel, shape, stride, padding):
     """Gradient to the input: each stride phase of it is a correlation of dy with the taps that
     fall on that phase, and the phases interleave."""
     kh, kw = kernel.shape[:2]
-    s = stride
+    s, wide = stride, _accumulator(dy)
     rows, cols = -(-(shape[1] + padding) // s), -(-(shape[2] + padding) // s)
     reach = ((kh - 1) // s, (kw - 1) // s)
     # dy[o] meets padded input row o * s + i, which is row o + i // s of phase i % s
@@ -139,12 +157,15 @@ def _depthwise_dx(dy, kernel, shape, stride, padding):
     phases = []
     for a in range(s):
         for b in range(s):
-            phase = jnp.zeros((), dy.dtype)
+            phase = jnp.zeros((), wide)
             for i in range(a, kh, s):
                 for j in range(b, kw, s):
                     top, left = reach[0] - i // s, reach[1] - j // s
-                    phase += dy[:, top : top + rows, left : left + cols] * kernel[i, j]
-            phases.append(jnp.broadcast_to(phase, (dy.shape[0], rows, cols, dy.shape[3])))
+                    phase += dy[:, top : top + rows, left : left + cols].astype(wide) * kernel[
+                        i, j
+                    ].astype(wide)
+            phase = jnp.broadcast_to(phase, (dy.shape[0], rows, cols, dy.shape[3]))
+            phases.append(phase.astype(dy.dtype))
     dx = jnp.stack(phases, axis=3).reshape(dy.shape[0], rows, cols, s, s, dy.shape[3])
     dx = dx.transpose(0, 1, 3, 2, 4, 5).reshape(dy.shape[0], rows * s, cols * s, dy.shape[3])
     return dx[:, padding : padding + shape[1], padding : padding + shape[2]]
@@ -153,10 +174,30 @@ def _depthwise_dx(dy, kernel, shape, stride, padding):
 _depthwise.defvjp(_depthwise_fwd, _depthwise_bwd)
 
 
-def _patches_times_matrix(x, kernel, stride, padding):
-    kh, kw, channels, features = kernel.shape
-    out_hw = [_out_size(n, k, stride, padding) for n, k in zip(x.shape[1:3], (kh, kw), strict=True)]
-    windows = [w for _, _, w in _windows(x, (kh, kw), stride, padding, out_hw)]
-    patches = jnp.concatenate(windows, axis=-1)
-    matrix = kernel.reshape(kh * kw * channels, features)
-    return lax.dot_general(patches, matrix, (((3,), (0,)), ((), ())))
+def _patches(x, k, stride, padding):
+    """[B, H, W, C] -> [B, Ho, Wo, kh * kw * C]: every window, flat."""
+    out_hw = [_out_size(n, kk, stride, padding) for n, kk in zip(x.shape[1:3], k, strict=True)]
+    return jnp.concatenate([w for _, _, w in _windows(x, k, stride, padding, out_hw)], axis=-1)
+
+
+def _dot(x, matrix):
+    """x [..., K] times [K, N], over flat rows.
+
+    Flat, because XLA:CPU copies the gradient into a transposed array first, a third of its time,
+    where the product sums over several axes.
+    """
+    return _matmul(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], matrix.shape[1])
+
+
+@jax.custom_vjp
+def _matmul(x, matrix):
+    return lax.dot_general(x, matrix, (((1,), (0,)), ((), ())))
+
+
+def _matmul_bwd(residuals, dy):
+    x, matrix = residuals
+    dx = lax.dot_general(dy, matrix, (((1,), (1,)), ((), ())))
+    return dx, lax.dot_general(x, dy, (((0,), (0,)), ((), ())))  # autodiff would transpose this
+
+
+_matmul.defvjp(lambda x, matrix: (_matmul(x, matrix), (x, matrix)), _matmul_bwd)
