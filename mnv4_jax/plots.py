@@ -191,22 +191,22 @@ def histogram(
                 alpha=0.55,
                 label=f"{title}, n = {len(chosen):,}",
             )
-        for text, value in thresholds.items():
+        for i, (text, value) in enumerate(thresholds.items()):
             axes.axvline(value, color=INK, linewidth=1, linestyle="--")
+            left = value > 0.5  # the label's side; each on a line of its own, as values may be near
             axes.annotate(
                 text,
-                (value, 1),
+                (value, 0.97 - 0.08 * i),
                 xycoords=("data", "axes fraction"),
-                xytext=(-2, -2),
+                xytext=(-4 if left else 4, 0),
                 textcoords="offset points",
-                rotation=90,
-                ha="right",
+                ha="right" if left else "left",
                 va="top",
                 fontsize=9,
             )
         axes.set(xlabel="p_fake", ylabel="pictures", xlim=(0, 1))
         axes.margins(y=0.15)
-        axes.legend(loc="upper left", bbox_to_anchor=(0, 1.17), ncols=2)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
 
     return _svg(draw, name=name)
 
@@ -244,10 +244,13 @@ def confusion(labels: np.ndarray, called_fake: np.ndarray, *, name: str) -> str:
     return _svg(draw, name=name)
 
 
-def robustness(kind: str, rows: Sequence[Mapping[str, Any]], *, name: str) -> str:
-    """AUC (left) and false-alarm rate (right axis' panel) under one kind of damage.
+def robustness(
+    kind: str, rows: Sequence[Mapping[str, Any]], *, lowest_auc: float, name: str
+) -> str:
+    """AUC (above) and false-alarm rate (below) under one kind of damage.
 
-    `rows`: of `robustness.sweep`, undamaged first, then the five levels.
+    `rows`: of `robustness.sweep`, undamaged first, then the five levels. `lowest_auc`: where the
+    axis starts, the same for all kinds so that they compare.
     """
     ticks = ["none"] + [f"{row['level']:g}" for row in rows[1:]]
     x = np.arange(len(rows))
@@ -258,7 +261,7 @@ def robustness(kind: str, rows: Sequence[Mapping[str, Any]], *, name: str) -> st
         upper.fill_between(x, low, high, color=INK, alpha=0.15, linewidth=0)
         upper.plot(x, [row["auc"]["value"] for row in rows], "o-", color=INK, markersize=4)
         upper.axhline(0.5, color=QUIET, linestyle=":", linewidth=1)
-        upper.set(ylabel="AUC", ylim=(min(0.4, np.nanmin([0.4, *low])), 1.01), title=kind)
+        upper.set(ylabel="AUC", ylim=(lowest_auc, 1.02), title=kind)
         alarms = [row["false_alarm_rate"] for row in rows]
         lower.plot(x, alarms, "o-", color=REAL, markersize=4)
         lower.set(ylabel="false alarms", ylim=(-0.03, 1.03), xlabel=CORRUPTIONS[kind].unit)
