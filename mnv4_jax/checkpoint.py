@@ -250,7 +250,7 @@ def load(path: str | epath.Path, *, raw: bool = False) -> Checkpoint:
 def _load(folder: epath.Path, item: str) -> Checkpoint:
     meta = read_meta(folder)
     config = as_config(meta["config"])
-    model = nnx.eval_shape(lambda: classifier.build(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: classifier.build(config, seed=0))
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     like = {"params": nnx.as_pure(params), "stats": nnx.as_pure(stats)}
     # On this process's first device, wherever and on however many it was trained.

@@ -106,7 +106,7 @@ def find_variant(config: ConfigDict, tensors: Mapping[str, np.ndarray]) -> str:
     for name in VARIANTS:
         config = config.copy_and_resolve_references()
         config.model.name = name
-        model = nnx.eval_shape(lambda: classifier.build(config, rngs=nnx.Rngs(0)))  # noqa: B023
+        model = nnx.eval_shape(lambda: classifier.build(config, seed=0))  # noqa: B023
         wanted = {timm_key(p): torch_shape(v.shape) for p, v in _flat(_pure(model)).items()}
         wanted = {k: s for k, s in wanted.items() if k not in (*_HEAD, "conv_stem.weight")}
         nearest[name] = _differences(shapes, wanted)

@@ -40,7 +40,7 @@ class TrainState:
 
 def graph(config: ConfigDict) -> nnx.GraphDef:
     """The static half of the model that `config` describes."""
-    model = nnx.eval_shape(lambda: classifier.build(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: classifier.build(config, seed=0))
     return nnx.split(model, nnx.Param, nnx.BatchStat)[0]
 
 
@@ -49,11 +49,17 @@ def merge(graphdef: nnx.GraphDef, weights: dict[str, nnx.State]) -> nnx.Module:
     return nnx.merge(graphdef, weights["params"], weights["stats"], copy=True)
 
 
-def init_state(config: ConfigDict, optimizer: optax.GradientTransformation) -> TrainState:
-    """A fresh state, from `config.seed` alone. Pure: give it to `jax.jit` or `jax.eval_shape`."""
-    model = classifier.build(config, rngs=nnx.Rngs(config.seed))
+def fresh_weights(config: ConfigDict) -> dict[str, nnx.State]:
+    """{"params", "stats"} of NumPy arrays, from `config.seed` alone."""
+    model = classifier.build(config, seed=config.seed)
     _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    weights = {"params": nnx.as_pure(params), "stats": nnx.as_pure(stats)}
+    return {"params": nnx.as_pure(params), "stats": nnx.as_pure(stats)}
+
+
+def init_state(
+    weights: dict[str, nnx.State], optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state a run starts from with `weights`. Pure: for `jax.jit` and `jax.eval_shape`."""
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,

@@ -156,19 +156,20 @@ def _open_if_there(data_dir: str, split: str) -> sources.Source | None:
 
 def _start(config, optimizer, checkpointer, mesh, say) -> tuple[step.TrainState, int]:
     """The state to start from and its step; see this module's docstring."""
-    init = functools.partial(step.init_state, config, optimizer)
+    init = functools.partial(step.init_state, optimizer=optimizer)
+    weights = step.fresh_weights(config)
     everywhere = sharding.replicated(mesh)
     if found := checkpointer.latest_meta():
         _check_same_model(config, found[1]["config"], checkpointer.folder)
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-            jax.eval_shape(init),
+            jax.eval_shape(init, weights),
         )
         state, _ = checkpointer.restore(like)
         start = int(state.step)
         say(f"going on from step {start}, found in {checkpointer.folder}")
         return state, start
-    state = jax.jit(init, out_shardings=everywhere)()
+    state = jax.jit(init, out_shardings=everywhere)(weights)
     return state, 0
 
 

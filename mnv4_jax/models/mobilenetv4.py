@@ -9,6 +9,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mnv4_jax.models.layers import BatchNorm, Conv, ConvNorm, Linear, drop_path, dropout
@@ -92,12 +93,12 @@ class MobileNetV4(nnx.Module):
         zero_init_head=False,
         zero_init_residual=False,
         dtype=jnp.float32,
-        rngs: nnx.Rngs,
+        rng: np.random.Generator,
     ):
         specs = [parse_stage(stage) for stage in variant.stages]
         count = sum(len(stage) for stage in specs)
         self.drop_rate = drop_rate
-        self.conv_stem = Conv(inputs, variant.stem, 3, stride=2, dtype=dtype, rngs=rngs)
+        self.conv_stem = Conv(inputs, variant.stem, 3, stride=2, dtype=dtype, rng=rng)
         self.bn1 = BatchNorm(variant.stem, dtype=dtype)
         channels = variant.stem
         stages, index = [], 0
@@ -105,18 +106,18 @@ class MobileNetV4(nnx.Module):
             blocks = []
             for kind, spec in stage:
                 outputs = divisible(spec.pop("c") * variant.width)
-                block = _BLOCKS[kind](channels, outputs, **spec, dtype=dtype, rngs=rngs)
+                block = _BLOCKS[kind](channels, outputs, **spec, dtype=dtype, rng=rng)
                 block.drop_path_rate = drop_path_rate * index / count
                 if zero_init_residual and block.residual:
-                    block.last_norm.scale[...] = jnp.zeros_like(block.last_norm.scale[...])
+                    block.last_norm.scale.set_value(np.zeros_like(block.last_norm.scale[...]))
                 blocks.append(block)
                 channels, index = outputs, index + 1
             stages.append(nnx.List(blocks))
         self.blocks = nnx.List(stages)
-        self.conv_head = Conv(channels, variant.features, 1, dtype=dtype, rngs=rngs)
+        self.conv_head = Conv(channels, variant.features, 1, dtype=dtype, rng=rng)
         self.norm_head = BatchNorm(variant.features, dtype=dtype)
         self.classifier = Linear(
-            variant.features, classes, zero_init=zero_init_head, dtype=dtype, rngs=rngs
+            variant.features, classes, zero_init=zero_init_head, dtype=dtype, rng=rng
         )
 
     def __call__(self, x, *, train: bool = False, key=None):
@@ -156,8 +157,8 @@ class ConvBlock(nnx.Module):
 
     residual = False
 
-    def __init__(self, inputs, outputs, *, k, s, dtype, rngs):
-        self.conv = Conv(inputs, outputs, k, stride=s, dtype=dtype, rngs=rngs)
+    def __init__(self, inputs, outputs, *, k, s, dtype, rng):
+        self.conv = Conv(inputs, outputs, k, stride=s, dtype=dtype, rng=rng)
         self.bn1 = BatchNorm(outputs, dtype=dtype)
 
     def __call__(self, x, *, train: bool):
@@ -167,12 +168,12 @@ class ConvBlock(nnx.Module):
 class FusedInvertedBottleneck(nnx.Module):
     """A full convolution that expands, and a 1x1 one that projects."""
 
-    def __init__(self, inputs, outputs, *, k, s, e, dtype, rngs):
+    def __init__(self, inputs, outputs, *, k, s, e, dtype, rng):
         expanded = divisible(inputs * e)
         self.residual = inputs == outputs and s == 1
-        self.conv_exp = Conv(inputs, expanded, k, stride=s, dtype=dtype, rngs=rngs)
+        self.conv_exp = Conv(inputs, expanded, k, stride=s, dtype=dtype, rng=rng)
         self.bn1 = BatchNorm(expanded, dtype=dtype)
-        self.conv_pwl = Conv(expanded, outputs, 1, dtype=dtype, rngs=rngs)
+        self.conv_pwl = Conv(expanded, outputs, 1, dtype=dtype, rng=rng)
         self.bn2 = BatchNorm(outputs, dtype=dtype)
 
     @property
@@ -190,9 +191,9 @@ class UniversalInvertedBottleneck(nnx.Module):
     The stride belongs to the middle one, or to the starting one where there is no middle one.
     """
 
-    def __init__(self, inputs, outputs, *, a, k, s, e, dtype, rngs):
+    def __init__(self, inputs, outputs, *, a, k, s, e, dtype, rng):
         expanded = divisible(inputs * e)
-        kw = {"dtype": dtype, "rngs": rngs}
+        kw = {"dtype": dtype, "rng": rng}
         self.residual = inputs == outputs and s == 1
         if a:
             start = 1 if k else s

@@ -16,7 +16,7 @@ def saved(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     config = tiny_config()
     optimizer = step.make_optimizer(config, 1e-3)
-    state = jax.jit(lambda: step.init_state(config, optimizer))()
+    state = jax.jit(lambda w: step.init_state(w, optimizer))(step.fresh_weights(config))
     checkpointer = checkpoint.Checkpointer(workdir, keep=2)
     for at, auc in ((10, 0.9), (20, 0.6), (30, None), (40, None)):
         state = jax.tree.map(lambda x: x + 1, state)
@@ -35,7 +35,8 @@ def workdir(saved, tmp_path):
 
 def like():
     config = tiny_config()
-    state = jax.eval_shape(lambda: step.init_state(config, step.make_optimizer(config, 1e-3)))
+    optimizer = step.make_optimizer(config, 1e-3)
+    state = jax.eval_shape(lambda w: step.init_state(w, optimizer), step.fresh_weights(config))
     everywhere = sharding.replicated(sharding.make_mesh())
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state

@@ -30,8 +30,8 @@ class Trainer:
         optimizer = step.make_optimizer(config, schedule)
         self.config = config
         everywhere = sharding.replicated(self.mesh)
-        init = functools.partial(step.init_state, config, optimizer)
-        self.state = jax.jit(init, out_shardings=everywhere)()
+        init = functools.partial(step.init_state, optimizer=optimizer)
+        self.state = jax.jit(init, out_shardings=everywhere)(step.fresh_weights(config))
         self.step = jax.jit(
             functools.partial(
                 step.train_step,
@@ -111,7 +111,7 @@ def test_weight_decay_spares_biases_and_batch_norm():
     config = tiny_config(**{"train.weight_decay": 0.5, "train.clip_norm": 1e9})
     optimizer = step.make_optimizer(config, 1e-2)
     params = nnx.as_pure(
-        nnx.split(classifier.build(config, rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)[1]
+        nnx.split(classifier.build(config, seed=0), nnx.Param, nnx.BatchStat)[1]
     )
     params = jax.tree.map(jnp.ones_like, params)
     zero = jax.tree.map(jnp.zeros_like, params)
@@ -146,9 +146,8 @@ def test_local_batch_norm_averages_gradients_rather_than_adding_them():
     for devices, batch in ((1, one), (4, four)):
         mesh = sharding.make_mesh(jax.devices()[:devices])
         assert mesh.axis_types == (AxisType.Auto,)
-        state = step.init_state(config, optax.sgd(1.0))
         put = sharding.put_batch(batch, mesh)
-        weights = jax.device_put(state.weights, sharding.replicated(mesh))
+        weights = jax.device_put(step.fresh_weights(config), sharding.replicated(mesh))
         run = jax.jit(
             functools.partial(step.gradients, graphdef=step.graph(config), config=config, mesh=mesh)
         )

@@ -22,7 +22,7 @@ GOLDEN = json.loads((pathlib.Path(golden.__path__[0]) / "mobilenetv4.json").read
 
 def abstract(**overrides):
     config = tiny_config(**overrides)
-    return nnx.eval_shape(lambda: classifier.build(config, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: classifier.build(config, seed=0))
 
 
 def with_formula_weights(**overrides):
@@ -66,7 +66,7 @@ def test_zero_init_residual_touches_only_blocks_with_a_residual():
 
     @jax.jit
     def weights():
-        return nnx.as_pure(nnx.state(classifier.build(config, rngs=nnx.Rngs(0))))
+        return nnx.as_pure(nnx.state(classifier.build(config, seed=0)))
 
     backbone = nnx.merge(graphdef, weights()).backbone
     blocks = [block for stage in backbone.blocks for block in stage]
