@@ -20,7 +20,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from input_pipeline import batches as batches_lib
 from input_pipeline import cli, sources
 from input_pipeline.cli import UserError
 from mnv4_jax import (
@@ -118,7 +117,7 @@ def judge(
 ) -> Judgement:
     """All that is measured on one data set. Every process must call it; all get the same."""
     mesh = sharding.make_mesh()
-    data_config = evaluation_config(loaded.config.data, source)
+    data_config = scoring.evaluation_config(loaded.config.data)
     name = f"{data or 'demo set'} {split}"
     scores = scoring.score_source(loaded.model, source, data_config, mesh, description=name)
     labels, groups = scores.labels, source.groups
@@ -168,16 +167,6 @@ def judge(
         )
         summary["robustness"] = {"n": len(picks), "threshold": threshold, "rows": rows}
     return Judgement(summary, source, data_config, scores.index, labels, scores.logits, p_fake)
-
-
-def evaluation_config(data_config: ConfigDict, source: sources.Source) -> ConfigDict:
-    """`config.data` as training left it, with the evaluation size known and threads only."""
-    data_config = data_config.copy_and_resolve_references()
-    data_config.workers = 0
-    if not data_config.eval_image_size:  # converted weights were never trained on pictures
-        shorter = batches_lib.median_shorter_side(source)
-        data_config.eval_image_size = max(32, min(shorter, data_config.max_px))
-    return data_config
 
 
 def _thresholds(p_fake, labels, groups, fitted) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ kept signed: its positive part is Grad-CAM for "fake", its negative part Grad-CA
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import cv2
 import jax
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from input_pipeline.batches import eval_batches
+from input_pipeline.sources import Source
 from mnv4_jax.step import to_float
 
 # RGB of what speaks for fake and for real, as in the report's plots.
@@ -54,6 +57,20 @@ def _explain(graphdef: nnx.GraphDef):
         return grad_cam(model.head, model.features(to_float(images, dtype)))
 
     return run
+
+
+def explain_source(
+    model: nnx.Module, source: Source, data_config: Any
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields (index in `source`, picture [S, S, 3] uint8 as the model sees it, its map [h, w]).
+
+    On this process's own devices, whatever others there are. Skips what cannot be read.
+    """
+    with eval_batches(source, data_config, batch_size=8) as batches:
+        for batch in batches:
+            maps = explain(model, batch["image"])
+            for row in np.flatnonzero(batch["mask"]):
+                yield int(batch["index"][row]), batch["image"][row], maps[row]
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

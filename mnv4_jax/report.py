@@ -12,7 +12,6 @@ from flax import nnx
 from markupsafe import Markup
 from PIL import Image
 
-from input_pipeline.batches import eval_batches
 from mnv4_jax import audit, explain, metrics, plots
 from mnv4_jax.corruptions import CORRUPTIONS
 
@@ -147,21 +146,17 @@ def _pictures(result, chosen: np.ndarray, model: nnx.Module) -> list[dict[str, A
         return []
     picked = _Picked(result.source, result.index[chosen])
     shown = []
-    with eval_batches(picked, result.data_config, batch_size=8) as batches:
-        for batch in batches:
-            maps = explain.explain(model, batch["image"])
-            for row in np.flatnonzero(batch["mask"]):
-                i = chosen[batch["index"][row]]
-                image = batch["image"][row]
-                shown.append(
-                    {
-                        "id": result.source.ids[result.index[i]],
-                        "truth": "fake" if result.labels[i] == metrics.FAKE else "real",
-                        "p_fake": result.p_fake[i],
-                        "picture": _data_uri(image),
-                        "map": _data_uri(explain.overlay(image, maps[row])),
-                    }
-                )
+    for row, image, heat in explain.explain_source(model, picked, result.data_config):
+        i = chosen[row]
+        shown.append(
+            {
+                "id": picked.ids[row],
+                "truth": "fake" if result.labels[i] == metrics.FAKE else "real",
+                "p_fake": result.p_fake[i],
+                "picture": _data_uri(image),
+                "map": _data_uri(explain.overlay(image, heat)),
+            }
+        )
     return shown
 
 

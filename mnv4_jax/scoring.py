@@ -7,7 +7,7 @@ import collections
 import functools
 import sys
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ import rich.console
 import rich.progress
 from flax import nnx
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from input_pipeline.batches import OnBad, eval_batches
 from input_pipeline.sources import Source
@@ -78,7 +79,7 @@ def score(model: nnx.Module, batches: Iterable[dict[str, np.ndarray]], mesh: Mes
 def score_source(
     model: nnx.Module,
     source: Source,
-    data_config: Any,
+    data_config: ConfigDict,
     mesh: Mesh,
     *,
     description: str = "",
@@ -108,3 +109,12 @@ def score_source(
             disable=not show,
         )
         return score(model, tracked, mesh)
+
+
+def evaluation_config(data_config: ConfigDict) -> ConfigDict:
+    """A copy of `config.data` as `evaluate` and `predict` use it: one process, a known size."""
+    data_config = data_config.copy_and_resolve_references()
+    data_config.workers = 0
+    # Converted weights that were never trained here do not know a size.
+    data_config.eval_image_size = data_config.eval_image_size or data_config.max_px
+    return data_config
