@@ -83,11 +83,18 @@ def learning_rate(config: ConfigDict, total_steps: int, steps_per_epoch: float) 
 
 
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW behind gradient clipping; no weight decay on biases, BatchNorm and Gabor parameters."""
+    """AdamW behind gradient clipping; no weight decay on biases, BatchNorm and Gabor parameters.
+
+    The moments are one vector each (`optax.flatten`): as 150 small arrays they took 8 s to compile
+    on a CPU, a third of the whole step.
+    """
     decayed = lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)  # noqa: E731
     return optax.chain(
-        optax.clip_by_global_norm(config.train.clip_norm),
-        optax.adamw(schedule, weight_decay=config.train.weight_decay, mask=decayed),
+        optax.flatten(
+            optax.chain(optax.clip_by_global_norm(config.train.clip_norm), optax.scale_by_adam())
+        ),
+        optax.add_decayed_weights(config.train.weight_decay, decayed),
+        optax.scale_by_learning_rate(schedule),
     )
 
 
