@@ -27,10 +27,12 @@ def main() -> int:
     compilation_cache.enable()
     sharding.initialize_from(flags.FLAGS)
 
+    sharding.log_to(flags.FLAGS.workdir)
     from mnv4_jax import train
 
     return train.run(config, flags.FLAGS.workdir)
 
 
 if __name__ == "__main__":
-    run(main)
+    with sharding.prompt_exit():
+        run(main)
