@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -124,6 +125,6 @@ class GaborBank(nnx.Module):
             y = jnp.sqrt(real**2 + imaginary**2 + 1e-12)  # differentiable on flat skin too
         return y
 
-    def _constants(self) -> dict[str, jax.Array]:
+    def _constants(self) -> dict[str, np.ndarray]:
         columns = zip(*self.filters, strict=True)
-        return {n: jnp.asarray(c, self.dtype) for n, c in zip(PARAMETERS, columns, strict=True)}
+        return {n: np.asarray(c, self.dtype) for n, c in zip(PARAMETERS, columns, strict=True)}

@@ -1,0 +1,221 @@
+"""Carries a detector into another world, or weights into this one.
+
+python -m mnv4_jax.convert --checkpoint=DIR --to=torch --out=model.safetensors
+python -m mnv4_jax.convert --checkpoint=DIR --to=onnx --out=model.onnx
+python -m mnv4_jax.convert --checkpoint=DIR --to=stablehlo --out=model.stablehlo
+python -m mnv4_jax.convert --from=timm --weights=FILE|hf:REPOSITORY --out=DIR
+
+docs/DEPLOY.md says what each of them is and how to run it.
+"""
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save
+
+from configs import small
+from input_pipeline import cli
+from input_pipeline.cli import UserError
+from mnv4_jax import checkpoint, exchange, scoring
+from mnv4_jax.models import classifier
+
+
+def main() -> None:
+    args = parse(sys.argv[1:])
+    if args.source:
+        folder = import_weights(args.weights, args.out)
+        print(f"wrote {folder}: start from it with --config.model.init_from={args.out}")
+        return
+    loaded = checkpoint.load(args.checkpoint, raw=args.raw)
+    out = pathlib.Path(args.out).expanduser()
+    if args.to == "torch":
+        contents = to_torch(loaded)
+        write(out, contents)
+        print(f"wrote {out} ({len(contents) / 2**20:.1f} MiB)")
+    elif args.to == "stablehlo":
+        from mnv4_jax import export
+
+        contents = export.stablehlo(loaded, pixels=args.input)
+        write(out, contents)
+        print(f"wrote {out} ({len(contents) / 2**20:.1f} MiB) for {', '.join(export.PLATFORMS)}")
+    else:
+        from mnv4_jax import export_onnx
+
+        contents = export_onnx.export(to_torch(loaded), pixels=args.input)
+        if args.quantize:
+            quantized = export_onnx.quantize(contents, loaded.config, args.calibration_data)
+            export_onnx.print_accuracy_lost(
+                contents, quantized, loaded.config, args.calibration_data
+            )
+            contents = quantized
+        write(out, contents)
+        print(f"wrote {out} ({len(contents) / 2**20:.1f} MiB), opset {export_onnx.OPSET}")
+
+
+def parse(argv: Sequence[str]):
+    parser = cli.ArgumentParser(
+        prog="python -m mnv4_jax.convert", description=__doc__.split("\n", 1)[0]
+    )
+    parser.add_argument("--checkpoint", metavar="DIR", help="a workdir, or one checkpoint in it")
+    parser.add_argument("--to", choices=("torch", "onnx", "stablehlo"))
+    parser.add_argument("--raw", action="store_true", help="weights as trained, not averaged")
+    parser.add_argument(
+        "--input",
+        choices=("uint8", "float32"),
+        default="uint8",
+        help="pixels that onnx and stablehlo take: 0 to 255 (default), or 0 to 1",
+    )
+    parser.add_argument("--quantize", choices=("int8",), help="of onnx; needs --calibration_data")
+    parser.add_argument(
+        "--calibration_data",
+        metavar="DIR",
+        help="data folder: int8 ranges from its Train, accuracy lost on its Validation pictures;"
+        " or a folder of pictures, for the ranges alone",
+    )
+    parser.add_argument("--from", dest="source", choices=("timm",))
+    parser.add_argument("--weights", help="of timm: .safetensors, .pth or hf:OWNER/REPOSITORY")
+    parser.add_argument("--out", required=True, help="the file to write; with --from, a folder")
+    args = parser.parse_args(argv)
+    if bool(args.source) == bool(args.checkpoint):
+        parser.error("one of --checkpoint=DIR and --from=timm must be given")
+    for flag, value, goes_with in (
+        ("--to", args.to, args.checkpoint),
+        ("--weights", args.weights, args.source),
+    ):
+        if bool(value) != bool(goes_with):
+            other = "--checkpoint" if flag == "--to" else "--from"
+            parser.error(f"{flag} is {'missing' if goes_with else f'of no use without {other}'}")
+    if args.quantize and args.to != "onnx":
+        parser.error("--quantize is of --to=onnx alone")
+    if bool(args.quantize) != bool(args.calibration_data):
+        parser.error("--quantize=int8 and --calibration_data=DIR go together")
+    return args
+
+
+def to_torch(loaded: checkpoint.Checkpoint) -> bytes:
+    """A safetensors file that timm, `models/torch_module.py` and `import_weights` read.
+
+    Its header holds, as JSON texts: "model", "labels", "normalisation", "image_size" (px, of
+    evaluation), "gabor", "calibration", "step" and the whole "config".
+    """
+    config = loaded.config
+    header = {
+        "model": config.model.name,
+        "labels": loaded.labels,
+        "normalisation": {"mean": classifier.MEAN, "std": classifier.STD},
+        "image_size": scoring.evaluation_config(config.data).eval_image_size,
+        "gabor": json.loads(config.gabor.to_json_best_effort()),
+        "calibration": loaded.calibration,
+        "step": loaded.step,
+        "config": json.loads(config.to_json_best_effort()),
+    }
+    metadata = {"format": "pt"} | {key: json.dumps(value) for key, value in header.items()}
+    return save(exchange.to_timm(loaded.model), metadata)
+
+
+def import_weights(weights: str, out: str | os.PathLike) -> pathlib.Path:
+    """timm's weights, or what `to_torch` wrote, as a checkpoint at step 0 in the folder `out`.
+
+    A file of `to_torch` keeps its config and calibration. For any other the variant is told by the
+    shapes, there is no Gabor bank, and a head of other than two classes starts fresh, which is
+    printed.
+
+    Returns:
+      The step's folder.
+
+    Raises:
+      UserError: a file that cannot be read, of another model, or `out` holds a checkpoint.
+    """
+    out = pathlib.Path(out).expanduser()
+    if (out / "checkpoints").is_dir():
+        raise UserError(f"--out={out}: holds checkpoints already; name another folder")
+    tensors, header = read(weights)
+    if "config" in header:
+        config = checkpoint.as_config(header["config"])
+    else:
+        config = small.get_config()
+        config.gabor.mode = "none"
+        config.model.name = exchange.find_variant(config, tensors)
+        if exchange.has_other_head(tensors):
+            classes = len(tensors["classifier.weight"])
+            print(f"the head has {classes} classes: it starts fresh with {len(classifier.LABELS)}")
+    model = classifier.build(config, seed=config.seed)
+    imported = exchange.from_timm(model, tensors, new_head="config" not in header)
+    folder = checkpoint.write_initial(out, config, imported)
+    if header.get("calibration"):
+        checkpoint.save_calibration(folder, header["calibration"])
+    return pathlib.Path(folder)
+
+
+def read(weights: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors, and the header where `to_torch` wrote one, of a file or of hf:OWNER/REPOSITORY."""
+    if weights.startswith("hf:"):
+        path = _download(weights.removeprefix("hf:"))
+    else:
+        path = pathlib.Path(weights).expanduser()
+    if not path.is_file():
+        raise UserError(f"--weights={weights}: no such file")
+    if path.suffix in (".pth", ".pt"):
+        return _read_pickle(path), {}
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, TypeError) as error:  # TypeError: bfloat16
+        raise UserError(f"--weights={weights}: not a safetensors file: {error}") from None
+    header = {}
+    if "config" in metadata:
+        header = {key: json.loads(text) for key, text in metadata.items() if key != "format"}
+    return tensors, header
+
+
+def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """A state_dict, on its own or as timm's training script wraps it."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"--weights={path}: {missing_extra('torch')}") from None
+    try:
+        # weights_only: a pickle may otherwise run any code
+        state: Mapping = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zipfile and torch each raise their own kinds
+        reason = str(error).strip().split("\n", 1)[0]
+        raise UserError(f"--weights={path}: not a file of weights alone: {reason}") from None
+    state = state.get("state_dict", state) if isinstance(state, Mapping) else {}
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"--weights={path}: holds no state_dict")
+    return {name: value.numpy() for name, value in state.items()}
+
+
+def _download(repository: str) -> pathlib.Path:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(f"--weights=hf:{repository}: {missing_extra('torch')}") from None
+    try:
+        return pathlib.Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))
+    except Exception as error:  # of the hub, of HTTP and of the network
+        reason = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
+        raise UserError(f"--weights=hf:{repository}: cannot be fetched: {reason}") from None
+
+
+def missing_extra(extra: str) -> str:
+    return f"needs the extra `{extra}`: pip install 'mnv4_jax[{extra}]'"
+
+
+def write(path: pathlib.Path, contents: bytes) -> None:
+    """All of it or nothing: into a file beside it, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(contents)
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    cli.run(main)
