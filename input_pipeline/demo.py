@@ -11,6 +11,8 @@ back, and both classes go through the same camera: resampling, noise, JPEG.
 draws a contact sheet.
 """
 
+import dataclasses
+import math
 import os
 import pathlib
 import pickle
@@ -21,11 +23,12 @@ import tempfile
 
 import cv2
 import numpy as np
+import rich.console
 import rich.progress
 
 from input_pipeline import cli, portraits
 
-VERSION = "demo-1"  # raise it whenever a pixel of the set changes: it names the cached folder
+VERSION = "demo-2"  # raise it whenever a pixel of the set changes: it names the cached folder
 SEED = 0
 SPLITS = {"Train": range(0, 1600), "Validation": range(1600, 1800), "Test": range(1800, 2000)}
 CLASSES = ("Fake", "Real")
@@ -53,8 +56,10 @@ def draw_jpeg(seed: int, index: int) -> tuple[bytes, int]:
     target = portraits.render(person, shot, rng)
     image = target.image
     if label == 0:
-        light = portraits.sample_shot(rng)
-        image = _swap(portraits.render(_member(seed, index, other), light, rng), target, rng)
+        elsewhere = portraits.sample_shot(rng)
+        x, y, z = elsewhere.light
+        elsewhere = dataclasses.replace(elsewhere, light=(math.copysign(x, -shot.light[0]), y, z))
+        image = _swap(portraits.render(_member(seed, index, other), elsewhere, rng), target, rng)
     elif rng.random() < SHAM_SHARE:
         image = _swap(target, target, rng)
     return _camera(image, rng), label
@@ -135,7 +140,7 @@ def _draw_all(folder: pathlib.Path) -> None:
         for name in CLASSES:
             (folder / split / name).mkdir(parents=True)
         files |= {i: folder / split / CLASSES[i % 2] / f"{i:05d}.jpg" for i in indices}
-    count = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
+    count = min(os.cpu_count() or 1, 16)
     workers = []
     try:
         # Plain child processes: multiprocessing would fork JAX's threads or import the caller's
@@ -143,9 +148,18 @@ def _draw_all(folder: pathlib.Path) -> None:
         for k in range(count):
             code = f"from input_pipeline import demo; demo._work({k}, {count}, {len(files)})"
             command = [sys.executable, "-c", code]
-            workers.append(subprocess.Popen(command, stdout=subprocess.PIPE))
-        drawn = rich.progress.track(range(len(files)), "Drawing the demo set", transient=True)
-        for number in drawn:
+            # In a session of its own, Ctrl-C interrupts the parent alone; it ends them below.
+            workers.append(
+                subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+            )
+        console = rich.console.Console(stderr=True)  # standard output may be somebody's JSON
+        for number in rich.progress.track(
+            range(len(files)),
+            "Drawing the demo set",
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ):
             index, jpeg = pickle.load(workers[number % count].stdout)
             files[index].write_bytes(jpeg)
     finally:

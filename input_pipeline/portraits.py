@@ -41,7 +41,7 @@ IRIS_COLOURS = np.array(
 
 @dataclasses.dataclass(frozen=True)
 class Person:
-    """What makes someone recognisable. Lengths in face units, colours RGB in [0, 1]."""
+    """What makes someone recognisable. Lengths in face units, colours [3, 1, 1] RGB in [0, 1]."""
 
     skin: np.ndarray
     hair: np.ndarray
@@ -90,7 +90,8 @@ class Shot:
     tint: np.ndarray
     clothes: np.ndarray
     background: str  # plain, clouds, stripes, tiles, bokeh
-    palette: np.ndarray  # [2, 3]
+    near: np.ndarray  # the two colours of the background
+    far: np.ndarray
 
 
 class Portrait(NamedTuple):
@@ -106,15 +107,14 @@ def sample_person(rng: np.random.Generator) -> Person:
         return float(rng.uniform(low, high))
 
     tone = between(0, len(SKIN_TONES) - 1.001)
-    skin = _between_colours(SKIN_TONES, tone) * rng.uniform(0.95, 1.04, 3).astype(np.float32)
+    skin = _between_colours(SKIN_TONES, tone) * _rgb(*rng.uniform(0.95, 1.04, 3))
     hair_tone = between(0, 1.4) if tone > 2.5 else between(0, len(HAIR_COLOURS) - 1.001)
     iris_tone = between(0, 0.5) if tone > 2.5 else between(0, len(IRIS_COLOURS) - 1.001)
     return Person(
         skin=skin,
-        hair=_between_colours(HAIR_COLOURS, hair_tone)
-        * rng.uniform(0.85, 1.15, 3).astype(np.float32),
+        hair=_between_colours(HAIR_COLOURS, hair_tone) * _rgb(*rng.uniform(0.85, 1.15, 3)),
         iris=_between_colours(IRIS_COLOURS, iris_tone),
-        lips=skin * np.array([0.92, 0.66, 0.66], np.float32) * between(0.85, 1.1),
+        lips=skin * _rgb(0.92, 0.66, 0.66) * between(0.85, 1.1),
         head_width=between(0.68, 0.84),
         crown=between(1.0, 1.15),
         jaw=between(1.7, 3.4),
@@ -145,9 +145,14 @@ def sample_person(rng: np.random.Generator) -> Person:
 
 def sample_shot(rng: np.random.Generator) -> Shot:
     """The circumstances of one picture."""
-    side = rng.choice([-1.0, 1.0])
-    light = np.array([side * rng.uniform(0.45, 0.9), rng.uniform(-0.6, 0.1), rng.uniform(0.4, 0.8)])
-    hue = rng.uniform(0.2, 0.9) + rng.uniform(-0.2, 0.2, 3)
+    aside, above = rng.uniform(0.6, 0.9), rng.uniform(-0.2, 1.4)  # of 1; radians: lamps hang
+    light = (
+        rng.choice([-1, 1]) * aside * np.cos(above),
+        -aside * np.sin(above),
+        np.sqrt(1 - aside**2),
+    )
+    near = rng.uniform(0.2, 0.9) + rng.uniform(-0.2, 0.2, 3)
+    far = near + rng.uniform(-0.35, 0.35, 3)
     return Shot(
         scale_px=float(rng.uniform(44, 54)),
         centre_px=tuple((64 + rng.uniform(-5, 5, 2)).tolist()),
@@ -156,14 +161,13 @@ def sample_shot(rng: np.random.Generator) -> Shot:
         smile=float(rng.uniform(-0.3, 1)),
         mouth_open=max(0.0, float(rng.uniform(-1, 1))),
         gaze=float(rng.uniform(-1, 1)),
-        light=tuple((light / np.linalg.norm(light)).tolist()),
+        light=tuple(map(float, light)),
         ambient=float(rng.uniform(0.35, 0.55)),
-        tint=(1 + rng.uniform(-0.06, 0.06) * np.array([1.0, 0.1, -1.0])).astype(np.float32),
-        clothes=rng.uniform(0.05, 0.9, 3).astype(np.float32),
+        tint=1 + float(rng.uniform(-0.06, 0.06)) * _rgb(1, 0.1, -1),
+        clothes=_rgb(*rng.uniform(0.05, 0.9, 3)),
         background=str(rng.choice(["plain", "clouds", "stripes", "tiles", "bokeh"])),
-        palette=np.clip(np.stack([hue, hue + rng.uniform(-0.35, 0.35, 3)]), 0.05, 0.95).astype(
-            np.float32
-        ),
+        near=_rgb(*near.clip(0.05, 0.95)),
+        far=_rgb(*far.clip(0.05, 0.95)),
     )
 
 
@@ -180,7 +184,8 @@ def render(person: Person, shot: Shot, rng: np.random.Generator) -> Portrait:
     image = _body(image, person, shot, u, v, noise)
     image = _head(image, person, shot, u, v, noise)
     region = _soft(_facial_region(person, shot, u, v), shot.scale_px / 2)
-    return Portrait(np.clip(image * shot.tint, 0, 1).astype(np.float32), frame, region)
+    image = np.clip(image * shot.tint, 0, 1).transpose(1, 2, 0)
+    return Portrait(np.ascontiguousarray(image), frame, region)
 
 
 def _frame(person: Person, shot: Shot) -> np.ndarray:
@@ -202,15 +207,21 @@ def _frame(person: Person, shot: Shot) -> np.ndarray:
     return (np.stack([cos * u - sin * v, sin * u + cos * v], 1) + shot.centre_px).astype(np.float32)
 
 
+def _rgb(red: float, green: float, blue: float) -> np.ndarray:
+    return np.array([red, green, blue], np.float32).reshape(3, 1, 1)
+
+
 def _between_colours(colours: np.ndarray, position: float) -> np.ndarray:
     low = int(position)
     mixed = colours[low] + (position - low) * (colours[low + 1] - colours[low])
-    return mixed.astype(np.float32)
+    return _rgb(*mixed)
 
 
 def _soft(level: np.ndarray, sharpness: float) -> np.ndarray:
     """A mask with anti-aliased edges: 1 where `level` > 0, over about 1 / sharpness."""
-    return np.clip(0.5 + sharpness * level, 0, 1)
+    mask = sharpness * level
+    mask += 0.5
+    return np.clip(mask, 0, 1, out=mask)
 
 
 def _bump(u: np.ndarray, v: np.ndarray, width: float, height: float) -> np.ndarray:
@@ -218,13 +229,15 @@ def _bump(u: np.ndarray, v: np.ndarray, width: float, height: float) -> np.ndarr
 
 
 def _paint(image: np.ndarray, mask: np.ndarray, colour) -> np.ndarray:
-    """`colour` ([3] or [H, W, 3]) laid over `image` where `mask` says."""
-    return image + mask[..., None] * (np.asarray(colour, np.float32) - image)
+    """`colour` laid over `image` where `mask` [H, W] says."""
+    painted = colour - image
+    painted *= mask
+    painted += image
+    return painted
 
 
 def _background(shot: Shot, x, y, rng: np.random.Generator) -> np.ndarray:
     """Wall, sky, street or lights out of focus; lit from the same side as the face."""
-    near, far = shot.palette.astype(np.float32)
     angle, pitch = rng.uniform(0, np.pi), rng.uniform(7, 20)
     along = (np.cos(angle) * x + np.sin(angle) * y).astype(np.float32)
     across = (np.cos(angle) * y - np.sin(angle) * x).astype(np.float32)
@@ -253,7 +266,7 @@ def _background(shot: Shot, x, y, rng: np.random.Generator) -> np.ndarray:
     )
     mix = np.clip(mix, 0, 1) + rng.uniform(0, 0.3) * grain
     lit = 1 + 0.25 * (shot.light[0] * (x - 64) + shot.light[1] * (y - 64)) / 64
-    return (near + mix[..., None] * (far - near)) * lit[..., None]
+    return (shot.near + mix * (shot.far - shot.near)) * lit
 
 
 def _body(image, person: Person, shot: Shot, u, v, noise) -> np.ndarray:
@@ -264,18 +277,18 @@ def _body(image, person: Person, shot: Shot, u, v, noise) -> np.ndarray:
         mask = _soft(1 - np.abs(u / wide) ** 2.5 - np.abs((v - 0.1) / 1.35) ** 3, sharp / 2)
         strands = cv2.GaussianBlur(noise[0], (0, 0), 0.7, sigmaY=5)
         shade = 0.75 + 0.6 * strands + 0.2 * shot.light[0] * u
-        image = _paint(image, mask, person.hair * shade[..., None])
+        image = _paint(image, mask, person.hair * shade)
     turn = 0.05 * shot.yaw
     lit = shot.ambient + 0.45 * np.clip(0.6 + shot.light[0] * (u - turn) / 0.45, 0, 1.5)
     neck = _soft(0.62 * person.head_width - np.abs(u - turn), sharp) * (v > 0.5)
     shadow = 1 - 0.3 * _bump(u, v - 1.0, 0.6, 0.25)
     grain = 1 + 0.06 * _pores(noise[1], person, shot)
-    image = _paint(image, neck, person.skin * (lit * shadow * grain)[..., None])
+    image = _paint(image, neck, person.skin * (lit * shadow * grain))
     weave = 1 + 0.3 * cv2.GaussianBlur(noise[2], (0, 0), 1.0)
     lit = shot.ambient + 0.45 * np.clip(0.6 + shot.light[0] * u / 1.4, 0, 1.5)
     collar = _soft(v - 1.22 - 0.5 * np.abs(u) * (np.abs(u) < 0.4) + 0.12 * (np.abs(u) - 0.4), sharp)
     shoulders = collar * _soft(1 - (u / 1.7) ** 2 - ((v - 2.2) / 1.05) ** 2, sharp)
-    return _paint(image, shoulders, shot.clothes * (lit * weave)[..., None])
+    return _paint(image, shoulders, shot.clothes * (lit * weave))
 
 
 def _pores(noise: np.ndarray, person: Person, shot: Shot) -> np.ndarray:
@@ -333,12 +346,12 @@ def _head(image, person: Person, shot: Shot, u, v, noise) -> np.ndarray:
     lit = shot.ambient + 0.75 * np.clip(lambert / np.sqrt(1 + slope_x**2 + slope_y**2), 0, 1.4)
 
     blotches = cv2.GaussianBlur(noise[2], (0, 0), 5) * 5
-    skin = person.skin * (1 + 0.03 * blotches[..., None] * np.array([0.3, 1, 1], np.float32))
+    skin = person.skin * (1 + 0.03 * blotches * _rgb(0.3, 1, 1))
     cheeks = _bump(a - 0.42, v - 0.3, 0.2, 0.2)
-    skin = skin * (1 - 0.1 * cheeks[..., None] * np.array([-0.2, 1, 1], np.float32))
+    skin = skin * (1 - 0.1 * cheeks * _rgb(-0.2, 1, 1))
     spots = cv2.GaussianBlur(noise[3], (0, 0), 0.8)
     freckled = person.freckles * _soft(spots - 0.55, 4) * _bump(a - 0.2, v - 0.15, 0.4, 0.25)
-    skin = skin * (1 - freckled[..., None] * np.array([0.3, 0.45, 0.5], np.float32))
+    skin = skin * (1 - freckled * _rgb(0.3, 0.45, 0.5))
     lips = _soft(
         person.lip_height
         - np.abs(mouth_v)
@@ -350,33 +363,31 @@ def _head(image, person: Person, shot: Shot, u, v, noise) -> np.ndarray:
 
     ears = 1 - ((np.abs(u) - person.head_width) / 0.11) ** 2 - ((v - 0.05) / 0.2) ** 2
     head = np.maximum(_soft(_outline(person, u, v), sharp / 2), _soft(ears, 2.5))
-    image = _paint(image, head, skin * lit[..., None])
+    image = _paint(image, head, skin * lit)
 
     # Mouth, nostrils, eyes.
     gape = 0.012 + 0.06 * shot.mouth_open
     opening = _soft(gape * (1 - (f / person.mouth_width) ** 2) - np.abs(mouth_v), sharp)
     opening = opening * (a < person.mouth_width)
     teeth = 0.75 * _soft(-mouth_v, 30) * (shot.mouth_open > 0.25)
-    image = _paint(
-        image, 0.9 * opening, [0.25, 0.08, 0.08] + 0.6 * teeth[..., None] * lit[..., None]
-    )
+    image = _paint(image, 0.9 * opening, _rgb(0.25, 0.08, 0.08) + 0.6 * teeth * lit)
     nostril = _bump(np.abs(nose_u) - 0.55 * person.nose_width, v - person.nose_y, 0.035, 0.02)
-    image = image * (1 - 0.7 * nostril[..., None])
+    image = image * (1 - 0.7 * nostril)
     lid = person.eye_height * (1 - (eye_u / person.eye_width) ** 2)
     eye = _soft(lid - np.abs(eye_v), sharp) * (np.abs(eye_u) < person.eye_width)
-    white = np.array([0.93, 0.92, 0.90], np.float32) * np.clip(0.4 + 0.6 * lit, 0, 1)[..., None]
+    white = _rgb(0.93, 0.92, 0.90) * np.clip(0.4 + 0.6 * lit, 0, 1)
     away = np.hypot(eye_u - 0.04 * side * shot.gaze, eye_v)
     white = _paint(white, _soft(0.072 - away, sharp), person.iris * 0.9)
-    white = _paint(white, _soft(0.033 - away, sharp), [0.03, 0.03, 0.03])
+    white = _paint(white, _soft(0.033 - away, sharp), _rgb(0.03, 0.03, 0.03))
     glint = np.hypot(eye_u - side * (0.04 * shot.gaze + 0.035 * lx), eye_v - 0.035 * ly)
-    white = _paint(white, _soft(0.02 - glint, sharp), [1, 1, 1])
+    white = _paint(white, _soft(0.02 - glint, sharp), _rgb(1, 1, 1))
     image = _paint(image, eye, white)
     lash = _bump(0, eye_v + lid, 1, 0.022) * (np.abs(eye_u) < person.eye_width)
-    image = image * (1 - 0.7 * lash[..., None])
+    image = image * (1 - 0.7 * lash)
 
     # Hair: brows, beard, and what falls over the forehead.
     strands = cv2.GaussianBlur(noise[0], (0, 0), 0.7, sigmaY=3)
-    hair = person.hair * ((0.45 + 0.6 * lit) * (1 + 0.8 * strands))[..., None]
+    hair = person.hair * ((0.45 + 0.6 * lit) * (1 + 0.8 * strands))
     arch = v - person.eye_y + person.brow_lift + person.brow_slant * eye_u - 1.5 * eye_u**2
     brow = _soft(person.brow_width - np.abs(arch), sharp) * _soft(
         1.35 * person.eye_width - np.abs(eye_u), sharp
@@ -402,5 +413,5 @@ def _head(image, person: Person, shot: Shot, u, v, noise) -> np.ndarray:
         lens = (0.6 * lens + 0.4 * np.hypot(eye_u / 0.22, (v - person.eye_y) / 0.16)) - 1
         rim = _soft(0.13 - np.abs(lens), 6)
         bridge = _soft(0.016 - np.abs(v - person.eye_y + 0.05), sharp) * (a < person.eye_x - 0.2)
-        image = _paint(image, np.maximum(rim, bridge), [0.08, 0.07, 0.07])
+        image = _paint(image, np.maximum(rim, bridge), _rgb(0.08, 0.07, 0.07))
     return image
