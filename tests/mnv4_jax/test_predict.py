@@ -1,0 +1,172 @@
+"""The command's lines and exit status, and the same detector as a library."""
+
+import io
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from input_pipeline import demo
+from input_pipeline.cli import UserError
+from mnv4_jax import predict
+
+
+@pytest.fixture
+def ask(monkeypatch, capfd):
+    """Runs the command in this process. Returns (exit status, lines, lines of standard error)."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["predict", *map(str, arguments)])
+        status = predict.main()
+        out, err = capfd.readouterr()
+        return status, out.splitlines(), err.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def photos(portraits, tmp_path):
+    """A folder as users have them: nested, several formats, other files, hidden ones."""
+    folder = tmp_path / "photos"
+    (folder / "b").mkdir(parents=True)
+    shutil.copy(portraits / "Test" / "Fake" / "00.jpg", folder / "2.JPG")
+    shutil.copy(portraits / "Test" / "Real" / "01.jpg", folder / "b" / "1.jpg")
+    image = cv2.imread(str(portraits / "Test" / "Real" / "03.jpg"))
+    cv2.imwrite(str(folder / "1.png"), image)
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".hidden.jpg").write_text("no picture")
+    return folder
+
+
+def test_a_folder_is_walked_and_every_picture_has_its_line(ask, run, photos):
+    status, lines, errors = ask(f"--checkpoint={run}", "--json", photos)
+    assert (status, errors) == (0, [])
+    answers = [json.loads(line) for line in lines]
+    assert [a["file"] for a in answers] == [
+        str(photos / name) for name in ("1.png", "2.JPG", "b/1.jpg")
+    ]
+    for answer in answers:
+        assert set(answer) == {"file", "p_fake", "label"}
+        assert 0 <= answer["p_fake"] <= 1
+        assert answer["label"] == ("fake" if answer["p_fake"] >= 0.5 else "real")
+
+
+def test_plain_lines_say_the_same(ask, run, photos):
+    _, lines, _ = ask(f"--checkpoint={run}", photos / "1.png")
+    _, (as_json,), _ = ask(f"--checkpoint={run}", "--json", photos / "1.png")
+    answer = json.loads(as_json)
+    assert lines == [f"{answer['p_fake']:.4f}  {answer['label']}  {photos / '1.png'}"]
+
+
+def test_unreadable_files_are_named_and_the_rest_goes_on(ask, run, portraits, photos):
+    broken, missing = portraits / "Test" / "Fake" / "broken.jpg", photos / "nowhere.jpg"
+    status, lines, errors = ask(f"--checkpoint={run}", broken, missing, photos / "1.png")
+    assert status == 1
+    assert len(lines) == 1
+    assert lines[0].endswith("1.png")
+    assert len(errors) == 2
+    assert errors[0].startswith(f"unreadable: {broken}: ")
+    assert errors[1].startswith(f"unreadable: {missing}: ")
+
+
+def test_globs_and_standard_input_name_pictures_too(ask, run, photos, monkeypatch):
+    _, lines, _ = ask(f"--checkpoint={run}", f"{photos}/**/*.jpg")
+    assert [line.split()[-1] for line in lines] == [str(photos / "b" / "1.jpg")]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{photos / '1.png'}\n\n{photos / 'b'}\n"))
+    _, lines, _ = ask(f"--checkpoint={run}", "-")
+    assert [line.split()[-1] for line in lines] == [str(photos / "1.png"), f"{photos}/b/1.jpg"]
+
+
+def test_the_threshold_is_a_number_or_a_rate_that_the_checkpoint_knows(ask, run, photos):
+    fitted = predict.Detector(run).thresholds["0.05"]
+    for given, threshold in (("0", 0), ("1", 1), ("5%", fitted)):
+        _, lines, _ = ask(f"--checkpoint={run}", "--json", f"--threshold={given}", photos)
+        for answer in map(json.loads, lines):
+            assert answer["label"] == ("fake" if answer["p_fake"] >= threshold else "real")
+
+
+def test_a_rate_the_checkpoint_does_not_know_is_an_error(ask, run, uncalibrated_run, photos):
+    with pytest.raises(UserError, match="thresholds for 1%, 5%, 10%"):
+        ask(f"--checkpoint={run}", "--threshold=3%", photos)
+    with pytest.raises(UserError, match="without Validation"):
+        ask(f"--checkpoint={uncalibrated_run}", "--threshold=5%", photos)
+
+
+@pytest.mark.parametrize("threshold", ["2", "-0.1", "x", "101%", "nan"])
+def test_a_senseless_threshold_is_one_line(ask, run, photos, threshold, capfd):
+    with pytest.raises(SystemExit) as exit_status:
+        ask(f"--checkpoint={run}", f"--threshold={threshold}", photos)
+    assert exit_status.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"--threshold={threshold}: must be from 0 to 1" in line
+
+
+def test_nothing_to_read_is_an_error(ask, run, tmp_path):
+    for argument in (tmp_path, tmp_path / "nowhere.jpg", tmp_path / "*.jpg"):
+        with pytest.raises(UserError, match="no picture found"):
+            ask(f"--checkpoint={run}", argument)
+
+
+def test_heatmaps_show_the_picture_and_its_map(ask, run, photos, tmp_path):
+    ask(f"--checkpoint={run}", photos, f"--heatmap={tmp_path / 'maps'}")
+    maps = sorted((tmp_path / "maps").iterdir())
+    assert len(maps) == 3
+    assert [name.name.rsplit("photos_")[1] for name in maps] == [
+        "1.png.png", "2.JPG.png", "b_1.jpg.png"
+    ]  # fmt: skip
+    pair = cv2.imread(str(maps[1]))
+    assert pair.shape == (64, 128, 3)
+    assert len(np.unique(pair[:, 64:].reshape(-1, 3), axis=0)) > 100
+
+
+def test_faces_are_found_cropped_and_judged_one_by_one(ask, run, tmp_path):
+    pytest.importorskip("dlib", reason="the extra `faces` is not installed")
+    wall = np.full((400, 700, 3), 130, np.uint8)
+    for i, left in enumerate((60, 440)):
+        wall[100:292, left : left + 192] = cv2.resize(demo.draw(7, i)[0], (192, 192))
+    cv2.imwrite(str(tmp_path / "two.png"), wall[..., ::-1])
+    cv2.imwrite(str(tmp_path / "wall.png"), wall[:90])
+    heatmaps = f"--heatmap={tmp_path / 'maps'}"
+    status, lines, _ = ask(f"--checkpoint={run}", "--faces", "--json", heatmaps, tmp_path)
+    assert status == 0
+    left, right, none = map(json.loads, lines)
+    for answer, start in ((left, 60), (right, 440)):
+        x, y, width, height = answer["face"]
+        assert start - 60 < x < x + width < start + 252
+        assert 40 < y < y + height < 352
+        assert width == height > 96
+        crop = wall[y : y + height, x : x + width]
+        assert answer["p_fake"] == pytest.approx(predict.Detector(run)([crop])[0], abs=1e-6)
+    assert none == {"file": f"{tmp_path}/wall.png", "p_fake": None, "label": None, "face": None}
+    assert len(list((tmp_path / "maps").iterdir())) == 2
+    _, lines, _ = ask(f"--checkpoint={run}", "--faces", tmp_path / "wall.png")
+    assert "no face found" in lines[0]
+
+
+def test_the_library_takes_paths_bytes_and_arrays(run, portraits):
+    detector = predict.Detector(run)
+    file = portraits / "Test" / "Real" / "01.jpg"
+    pixels = cv2.imread(str(file))[..., ::-1]
+    p = detector([file, str(file), file.read_bytes(), pixels])
+    assert p.shape == (4,)
+    assert p.dtype == np.float64
+    np.testing.assert_allclose(p[:3], p[0], atol=1e-6)
+    np.testing.assert_allclose(p[3], p[0], atol=0.01)  # OpenCV decodes JPEG a little differently
+    assert detector([]).shape == (0,)
+
+
+def test_the_answer_does_not_depend_on_its_neighbours(run, portraits):
+    detector = predict.Detector(run)
+    files = sorted((portraits / "Test" / "Real").iterdir())
+    together = detector(files)
+    np.testing.assert_allclose([detector([file])[0] for file in files[:3]], together[:3], atol=1e-6)
+
+
+def test_the_library_names_what_it_cannot_read(run, portraits):
+    detector = predict.Detector(run)
+    with pytest.raises(ValueError, match=r"broken\.jpg"):
+        detector([portraits / "Test" / "Fake" / "broken.jpg"])
+    with pytest.raises(ValueError, match=r"number 0: float64 \(4, 4, 3\)"):
+        detector([np.zeros((4, 4, 3))])
