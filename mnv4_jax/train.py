@@ -102,6 +102,8 @@ def run(config: ConfigDict, workdir: str) -> int:
     try:
         with Preemption() as preemption:
             for done in range(start + 1, total_steps + 1):
+                if done % config.checkpoint.every_steps == 0:
+                    checkpointer.wait()  # so a kill costs less than twice `every_steps`
                 batch = next(batches)
                 if digests:
                     digests.write(done, batch)
@@ -337,7 +339,7 @@ class _Digests:
         if jax.process_index() == 0:
             old = self._file.read_text().splitlines() if self._file.exists() else []
             kept = [line for line in old if json.loads(line)["step"] <= start_step]
-            self._file.write_text("".join(f"{line}\n" for line in kept))
+            writers.replace_text(self._file, "".join(f"{line}\n" for line in kept))
 
     def write(self, done: int, batch: dict[str, np.ndarray]) -> None:
         rows = np.stack([batch["index"], batch["position"].astype(np.int64)], axis=1)

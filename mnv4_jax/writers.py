@@ -20,7 +20,7 @@ class MetricsWriter:
 
         self._file = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
-        self._file.write_text("".join(map(_line, kept)))
+        replace_text(self._file, "".join(map(_line, kept)))
         # purge_step 0 would be ignored; a fresh run has nothing to purge.
         purge = start_step + 1 if start_step else None
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
@@ -47,6 +47,13 @@ def read_metrics(workdir: epath.Path) -> list[dict]:
         except ValueError:
             continue
     return lines
+
+
+def replace_text(file: epath.Path, text: str) -> None:
+    """Writes a file whole or not at all: a kill at any moment leaves the old one or the new one."""
+    new = file.with_name(file.name + ".new")
+    new.write_text(text)
+    new.replace(file)
 
 
 def _line(values: Mapping) -> str:
