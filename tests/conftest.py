@@ -41,3 +41,9 @@ def picture_folder(tmp_path_factory) -> pathlib.Path:
             for i in range(each):
                 _draw(root / split / name / f"{i}.png", rng, fake=name == "Fake")
     return root
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory) -> pathlib.Path:
+    """A folder of compiled programs that the processes which tests start share."""
+    return tmp_path_factory.mktemp("compiled")

@@ -1,0 +1,122 @@
+"""Several processes are one run: real processes over loopback, killed and resumed."""
+
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from mnv4_jax import checkpoint
+from tests.processes import Run, checkpoint_steps, digests, last_step, losses, read_lines
+
+STEPS = 14
+FIELDS = {"train.steps": STEPS, "train.eval_every_steps": 7, "checkpoint.every_steps": 4}
+
+
+@pytest.fixture(scope="session")
+def uneven_folder(picture_folder, tmp_path_factory):
+    """`picture_folder` with 13 validation pictures: no two processes share them evenly."""
+    folder = shutil.copytree(picture_folder, tmp_path_factory.mktemp("uneven") / "Dataset")
+    for i in range(3):
+        (folder / "Validation" / "Fake" / f"{i}.png").unlink()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def start(uneven_folder, compiled):
+    """Starts a run: start(workdir, processes=…, devices=…, fields=…, environment=…)."""
+
+    def start(workdir, *, fields=FIELDS, **kwargs):
+        return Run(workdir, uneven_folder, compiled, overrides=fields, **kwargs)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(start, tmp_path_factory):
+    """The workdir of a run on 1 process of 4 devices, which nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    with start(workdir) as run:
+        run.wait()
+    return workdir
+
+
+def stop_at(run, step, process=0):
+    """SIGTERM to one process as soon as `step` is logged; the step at which all had stopped."""
+    run.wait_for_step(step)
+    run.send(signal.SIGTERM, process)
+    run.wait(expected=75)
+    stopped = checkpoint_steps(run.workdir)[-1]
+    assert stopped >= last_step(run.workdir)
+    assert f"stopped at step {stopped}, all saved" in run.output()
+    return stopped
+
+
+def assert_same_weights(one, other):
+    one, other = (checkpoint.load(w / "checkpoints" / str(STEPS), raw=True) for w in (one, other))
+    jax.tree.map(np.testing.assert_array_equal, one.weights, other.weights)
+
+
+def test_two_processes_of_two_devices_equal_one_of_four(start, uninterrupted, tmp_path):
+    with start(tmp_path, processes=2, devices=2) as run:
+        run.wait()
+    assert digests(tmp_path) == digests(uninterrupted)
+    assert list(digests(tmp_path)) == list(range(1, STEPS + 1))
+    one, two = losses(uninterrupted), losses(tmp_path)
+    assert two.keys() == one.keys()  # written by process 0 alone: no line twice
+    assert two[1] == pytest.approx(one[1], rel=1e-6)
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=0.05)  # rounding drifts
+    assert checkpoint_steps(tmp_path) == checkpoint_steps(uninterrupted)
+    for i in range(2):
+        assert (tmp_path / "logs" / f"process_{i}.log").exists()
+    for workdir in (tmp_path, uninterrupted):
+        lines = read_lines(workdir / "metrics.jsonl")
+        counts = [(m["split"], m["n"]) for m in lines if m["split"] != "train"]
+        assert counts == [("validation", 13), ("validation", 13), ("test", 16)]
+
+
+def test_preempted_twice_on_two_shapes_sees_the_same_batches(start, uninterrupted, tmp_path):
+    with start(tmp_path) as run:
+        first = stop_at(run, 2)
+    with start(tmp_path, processes=2, devices=2) as run:
+        second = stop_at(run, first + 2, process=1)
+    assert first < second < STEPS
+    with start(tmp_path) as run:
+        run.wait()
+    assert digests(tmp_path) == digests(uninterrupted)
+    expected, seen = losses(uninterrupted), losses(tmp_path)
+    for step in range(1, first + 1):
+        assert seen[step] == expected[step]  # same shape: bit for bit
+    assert seen[first + 1] == pytest.approx(expected[first + 1], rel=1e-6)  # another shape
+
+
+def test_preempted_and_resumed_on_the_same_shape_is_bit_exact(start, uninterrupted, tmp_path):
+    with start(tmp_path) as run:
+        stop_at(run, 5)
+    with start(tmp_path) as run:
+        run.wait()
+    assert losses(tmp_path) == losses(uninterrupted)
+    assert_same_weights(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_four_two_one_and_four_processes_agree_in_float64(start, tmp_path):
+    """Rounding apart, the shape does not matter: 20 steps and more to 1e-9."""
+    fields = FIELDS | {"train.steps": 32, "train.eval_every_steps": 16, "model.dtype": "float64"}
+    settings = {"fields": fields, "environment": {"JAX_ENABLE_X64": "1"}}
+    expected, chained = tmp_path / "expected", tmp_path / "chained"
+    with start(expected, **settings) as run:
+        run.wait()
+    stopped = 0
+    for processes, devices in ((4, 1), (2, 2), (1, 1)):
+        with start(chained, processes=processes, devices=devices, **settings) as run:
+            stopped = stop_at(run, stopped + 4, process=processes - 1)
+    with start(chained, processes=4, devices=1, **settings) as run:
+        run.wait()
+    assert stopped < 32
+    assert digests(chained) == digests(expected)
+    np.testing.assert_allclose(
+        list(losses(chained).values()), list(losses(expected).values()), rtol=1e-9
+    )
