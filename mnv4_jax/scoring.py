@@ -59,7 +59,13 @@ def score(model: nnx.Module, batches: Iterable[dict[str, np.ndarray]], mesh: Mes
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     weights = {"params": nnx.as_pure(params), "stats": nnx.as_pure(stats)}
     dtype = jax.tree.leaves(weights)[0].dtype
-    weights = jax.device_put(weights, sharding.replicated(mesh))
+    # Through the host: a checkpoint lies on one device of each process, and device_put would move
+    # such arrays between processes.
+    everywhere = sharding.replicated(mesh)
+    weights = jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(everywhere, x, x.shape),
+        jax.device_get(weights),
+    )
     step = _compiled(graphdef, dtype, mesh)
     pending, done = collections.deque(), []
     for batch in batches:
