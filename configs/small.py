@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
     config.augment.saturation = 0.1  # largest relative change
     config.augment.blur = 0.0  # px, largest sigma
     config.augment.noise = 0.0  # largest standard deviation, of 1
+    config.augment.erase = 0.0  # probability of a rectangle in the picture's mean colour
 
     config.train = ConfigDict()
     config.train.batch_size = 64  # global

@@ -1,8 +1,8 @@
 """What is done to a batch of pictures on the device, inside the jitted step.
 
 Every random draw is keyed by (seed, position of the example in the run), so that it depends on
-neither hosts nor devices. Flip, brightness, contrast and saturation are dm-pix; blur and noise are
-written here: dm-pix has no noise, and its blur under vmap is one convolution per example.
+neither hosts nor devices. Flip, brightness and contrast are dm-pix; the others are written here:
+dm-pix has no noise and no erasing, and its blur under vmap is one convolution per example.
 """
 
 import dm_pix
@@ -32,9 +32,7 @@ def augment(images: jax.Array, keys: jax.Array, config: ConfigDict) -> jax.Array
     """
 
     def one(image, key):
-        flip, brightness, contrast, saturation, blur, noise, noise_strength = jax.random.split(
-            key, 7
-        )
+        flip, brightness, contrast, saturation, blur, noise, level, erase = jax.random.split(key, 8)
         if config.flip:
             flipped = jax.random.bernoulli(flip, config.flip)
             image = jnp.where(flipped, dm_pix.flip_left_right(image), image)
@@ -54,11 +52,27 @@ def augment(images: jax.Array, keys: jax.Array, config: ConfigDict) -> jax.Array
             sigma = jax.random.uniform(blur, (), image.dtype) * config.blur
             image = gaussian_blur(image, sigma)
         if config.noise:
-            strength = jax.random.uniform(noise_strength, (), image.dtype) * config.noise
+            strength = jax.random.uniform(level, (), image.dtype) * config.noise
             image = image + strength * jax.random.normal(noise, image.shape, image.dtype)
+        if config.erase:
+            hidden = jax.random.bernoulli(erase, config.erase) & rectangle(erase, image.shape[:2])
+            image = jnp.where(hidden[..., None], image.mean((0, 1)), image)
         return jnp.clip(image, 0, 1)
 
     return jax.vmap(one)(images, keys)
+
+
+def rectangle(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """[H, W] bool: a random rectangle inside, each side a fifth to a half of the picture's."""
+    side, place = jax.random.uniform(key, (2, 2))
+    side = 0.2 + 0.3 * side
+    start = place * (1 - side)
+
+    def within(axis):
+        x = (jnp.arange(shape[axis]) + 0.5) / shape[axis]
+        return (x > start[axis]) & (x < start[axis] + side[axis])
+
+    return within(0)[:, None] & within(1)[None, :]
 
 
 def gaussian_blur(image: jax.Array, sigma: jax.Array) -> jax.Array:

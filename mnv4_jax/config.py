@@ -47,6 +47,7 @@ _SHARES = (
     "model.drop_rate",
     "model.drop_path_rate",
     "augment.flip",
+    "augment.erase",
     "train.label_smoothing",
     "train.ema_decay",
 )

@@ -70,3 +70,14 @@ def test_saturation_moves_colour_away_from_luma_and_keeps_luma(images):
     )
     np.testing.assert_allclose(out @ luma, images @ luma, atol=1e-3)
     assert np.abs(out - images).max() > 0.01
+
+
+def test_erase_hides_one_rectangle_behind_the_mean_colour(images):
+    out = augment.augment(images, augment.keys(0, np.arange(4, dtype=np.uint32)), config(erase=1))
+    for before, after in zip(images, np.asarray(out), strict=True):
+        hidden = (before != after).any(-1)
+        rows, columns = np.flatnonzero(hidden.any(1)), np.flatnonzero(hidden.any(0))
+        assert hidden.sum() == len(rows) * len(columns) > 0
+        np.testing.assert_allclose(
+            after[hidden], np.tile(before.mean((0, 1)), (hidden.sum(), 1)), atol=1e-5
+        )
