@@ -8,6 +8,7 @@ counters), and `meta`, a JSON object: config, labels, normalisation, calibration
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -243,7 +244,8 @@ def load(path: str | epath.Path, *, raw: bool = False) -> Checkpoint:
         try:
             return _load(folder, "weights" if raw else "ema")
         except Exception as error:  # Orbax, TensorStore and JSON each raise their own kinds
-            print(f"checkpoint {folder} is damaged: {str(error).splitlines()[0][:200]}")
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            print(f"checkpoint {folder} is damaged: {reason}", file=sys.stderr)
     raise UserError(f"--checkpoint={path}: no intact checkpoint among {len(candidates)}")
 
 
