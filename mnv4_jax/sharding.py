@@ -124,7 +124,8 @@ def prompt_exit() -> Iterator[None]:
             raise
         if not isinstance(error, SystemExit):
             traceback.print_exc()
-            logging.getLogger(__name__).exception("process %d failed", jax.process_index())
+            # No jax.process_index() here: before the first use of a device it would wait for all.
+            logging.getLogger(__name__).exception("failed")
         sys.stdout.flush()
         logging.shutdown()
         os._exit(status)

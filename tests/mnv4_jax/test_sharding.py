@@ -1,4 +1,5 @@
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from flax import nnx
 
 from input_pipeline.cli import UserError
 from mnv4_jax import sharding, step
+from mnv4_jax.models import classifier
 from mnv4_jax.models.layers import BatchNorm
 from tests import small_net
 from tests.processes import ROOT, free_port
@@ -44,7 +46,8 @@ def _collectives(batch_norm):
     config.model.batch_norm = batch_norm
     mesh = sharding.make_mesh()
     optimizer = step.make_optimizer(config, 1e-3)
-    state = jax.eval_shape(functools.partial(step.init_state, config, optimizer))
+    init = functools.partial(step.init_state, optimizer=optimizer)
+    state = jax.eval_shape(init, step.fresh_weights(config))
     abstract = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.batch_sharding(mesh))
     batch = {
         "image": abstract((8, 32, 32, 3), np.uint8),
@@ -59,16 +62,14 @@ def _collectives(batch_norm):
         step.train_step, graphdef=step.graph(config), optimizer=optimizer, config=config, mesh=mesh
     )
     lowered = jax.jit(train_step, donate_argnums=0).lower(state, batch)
-    compiled = lowered.compile(compiler_options={"xla_llvm_disable_expensive_passes": True})
+    compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
     kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
     found = re.findall(rf" ({kinds})(?:-start)?\(", compiled.as_text())
     return {kind: found.count(kind) for kind in set(found)}
 
 
 def _layers():
-    from mnv4_jax.models import classifier
-
-    model = classifier.build(small_net.get_config(), rngs=nnx.Rngs(0))
+    model = classifier.build(small_net.get_config(), seed=0)
     return sum(isinstance(node, BatchNorm) for _, node in nnx.iter_graph(model))
 
 
@@ -115,8 +116,6 @@ def test_a_process_on_its_own_needs_nothing():
 
 def _python(code, **environment):
     """A process that runs `code`; its output is of stdout and stderr together."""
-    import os
-
     return subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
