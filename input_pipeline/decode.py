@@ -47,8 +47,7 @@ def decode(data: bytes) -> np.ndarray:
             _check_size(height, width)
             if colours != "CMYK" and colours != "YCCK":
                 pixels = simplejpeg.decode_jpeg(data)
-                # A file without EXIF, as in most image sets, costs one search.
-                return _upright(pixels, data) if b"Exif\0\0" in data else pixels
+                return _upright(pixels, data) if _has_exif(data) else pixels
         return _decode_other(data)
     except DecodeError:
         raise
@@ -93,6 +92,20 @@ def _decode_png16(data: bytes) -> np.ndarray:
         alpha = pixels[:, :, 3:]
         pixels = pixels[:, :, :3] * alpha + (1 - alpha)
     return np.rint(pixels[:, :, ::-1] * 255).astype(np.uint8)
+
+
+def _has_exif(jpeg: bytes) -> bool:
+    """Whether an EXIF segment comes before the pixels.
+
+    A walk over the half dozen segments, 2 us; most image sets have none, and Pillow's answer takes
+    as long as half the decoding.
+    """
+    at = 2
+    while jpeg[at] == 0xFF and jpeg[at + 1] != 0xDA:  # 0xDA: start of scan
+        if jpeg[at + 1] == 0xE1 and jpeg[at + 4 : at + 10] == b"Exif\0\0":
+            return True
+        at += 2 + (jpeg[at + 2] << 8 | jpeg[at + 3])
+    return False
 
 
 def _upright(pixels: np.ndarray, data: bytes) -> np.ndarray:
