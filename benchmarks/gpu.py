@@ -361,12 +361,14 @@ def time_norm(batch, repeats):
 
 def fed_steps(rows, tiny):
     import jax
+    from absl import flags
 
     from input_pipeline import batches, sources
     from mnv4_jax import sharding
 
     size, batch, n_files = (32, 4, 16) if tiny else (SIZE, 512, 4096)
     config = config_for(batch, size)
+    flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for one
     config.data.threads = os.cpu_count()
     config.data.dir = draw_jpegs(n_files, size + 32)
     source = sources.open_source(config.data.dir, "Train")
