@@ -28,6 +28,7 @@ from input_pipeline import sources
 from input_pipeline.cli import UserError
 from mnv4_jax import augment, calibration, checkpoint, scoring, sharding, step, writers
 from mnv4_jax.metrics import binary_metrics
+from mnv4_jax.models.transfer import transfer
 from mnv4_jax.preemption import EXIT_STATUS, Preemption
 
 _IN_FLIGHT = 2  # steps dispatched beyond the one whose metrics are read
@@ -171,8 +172,26 @@ def _start(config, optimizer, checkpointer, mesh, say) -> tuple[step.TrainState,
         start = int(state.step)
         say(f"going on from step {start}, found in {checkpointer.folder}")
         return state, start
+    if config.model.init_from:
+        weights = _transferred(config.model.init_from, weights, say)
     state = jax.jit(init, out_shardings=everywhere)(weights)
     return state, 0
+
+
+def _transferred(path: str, weights: dict[str, Any], say) -> dict[str, Any]:
+    """`weights` with everything replaced that the checkpoint at `path` has."""
+    try:
+        source = checkpoint.load(path)
+        params, stats, notes = transfer(
+            weights["params"],
+            weights["stats"],
+            source.weights["params"],
+            source.weights["stats"],
+        )
+    except UserError as error:
+        raise UserError(f"config.model.init_from: {error}") from None
+    say("\n".join([f"starting from the weights of {source.path}", *notes]))
+    return {"params": params, "stats": stats}
 
 
 def _check_same_model(config: ConfigDict, saved: Mapping[str, Any], folder: epath.Path) -> None:

@@ -7,6 +7,10 @@ import zlib
 
 import numpy as np
 
+from mnv4_jax.models.mobilenetv4 import VARIANTS
+
+PUBLISHED = tuple(name for name in VARIANTS if name.startswith("mobilenetv4_"))
+
 
 def tensors(shapes):
     """{timm's key: shape} -> {timm's key: float32 array}."""

@@ -12,7 +12,6 @@ from flax import nnx
 
 from mnv4_jax import exchange
 from mnv4_jax.models import classifier
-from mnv4_jax.models.mobilenetv4 import VARIANTS
 from tests import golden
 from tests.golden import formula
 from tests.tiny import tiny_config
@@ -43,14 +42,15 @@ def run(graphdef, weights, pictures, train=False, key=None):
     return model(pictures.astype(jnp.float32) / 255, train=train, key=key)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", formula.PUBLISHED)
 def test_parameter_count_is_timms(name):
     params = nnx.state(abstract(**{"model.name": name}), nnx.Param)
     assert sum(p.size for p in jax.tree.leaves(params)) == GOLDEN[name]["parameters"]
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if "large" in n else ()) for n in VARIANTS]
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if "_large" in n else ()) for n in formula.PUBLISHED],
 )
 def test_logits_are_timms(name):
     graphdef, weights = with_formula_weights(**{"model.name": name})

@@ -1,0 +1,208 @@
+"""A detector as one ONNX graph, in float32 or int8: preprocessing, Gabor bank, softmax and all.
+
+It goes by way of `models/torch_module.py`, so it needs the extra `onnx`.
+"""
+
+import logging
+import pathlib
+import tempfile
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from input_pipeline import sources
+from input_pipeline.batches import eval_batches
+from input_pipeline.cli import UserError
+from mnv4_jax import scoring
+
+try:
+    import onnx
+    import onnxruntime
+    import torch
+    from onnxruntime import quantization
+
+    from mnv4_jax.models import torch_module
+except ImportError as error:
+    raise UserError(
+        f"--to=onnx needs the extra `onnx`: pip install 'mnv4_jax[onnx]' ({error})"
+    ) from None
+
+OPSET = 20
+CALIBRATION_PICTURES = 256
+_BATCH = 32
+
+
+def export(safetensors: bytes, *, pixels: str = "uint8") -> bytes:
+    """The graph of a detector, BatchNorm folded into the convolutions.
+
+    Args:
+      safetensors: what `convert.to_torch` made.
+      pixels: of the input, "uint8", 0 to 255, or "float32", 0 to 1.
+
+    Returns:
+      An ONNX model, checked: "pictures" [batch, height, width, 3] RGB -> "p_fake" [batch] float32,
+      calibrated. All three sizes are free.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "model.safetensors"
+        file.write_bytes(safetensors)
+        detector = torch_module.load(file)
+    example = torch.zeros((2, 128, 128, 3), dtype=getattr(torch, pixels))
+    free = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():  # PyTorch's own deprecations, seen by its own exporter
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            detector,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=(free,),
+            input_names=["pictures"],
+            output_names=["p_fake"],
+            verbose=False,
+        )
+    model = program.model_proto
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        del part.metadata_props[:]  # the paths and lines of the exporting machine
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+def quantize(model: bytes, config: ConfigDict, calibration_data: str) -> bytes:
+    """The same graph with int8 convolutions: weights per channel, activations by their range.
+
+    Preprocessing, the Gabor bank and the softmax stay in float32: the bank's answers to fine
+    traces are a few steps of an 8-bit picture.
+
+    Args:
+      model: what `export` made.
+      config: of the detector.
+      calibration_data: a data folder, or any folder of pictures; CALIBRATION_PICTURES are taken,
+        spread evenly, of a data folder from its Train split.
+    """
+    source = _calibration_source(calibration_data)
+    pictures = (batch["image"][batch["mask"]] for batch in _batches(source, config))
+    reader = _Reader(pictures, _pixels(model))
+    with tempfile.TemporaryDirectory() as name:
+        plain, ready, quantized = (
+            pathlib.Path(name) / f"{stage}.onnx" for stage in ("plain", "ready", "int8")
+        )
+        plain.write_bytes(model)
+        quantization.quant_pre_process(plain, ready, skip_symbolic_shape=True)
+        nodes = onnx.load(ready).graph.node
+        quantization.quantize_static(
+            ready,
+            quantized,
+            reader,
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm", "Add"],
+            nodes_to_exclude=[n.name for n in nodes if "gabor.weight" in n.input],
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+        return quantized.read_bytes()
+
+
+def print_accuracy_lost(
+    model: bytes, quantized: bytes, config: ConfigDict, calibration_data: str
+) -> None:
+    """Both models' accuracy on the Validation split, where `calibration_data` has one."""
+    if not _is_data_folder(calibration_data, "Validation"):
+        print(f"accuracy lost: not measured, {calibration_data} has no Validation split")
+        return
+    source = sources.open_source(calibration_data, "Validation")
+    before, after = (accuracy(m, source, config) for m in (model, quantized))
+    print(
+        f"accuracy on {len(source)} Validation pictures: float32 {before:.4f}, int8 {after:.4f},"
+        f" lost {before - after:+.4f}"
+    )
+
+
+def accuracy(model: bytes, source: sources.Source, config: ConfigDict) -> float:
+    """Share of the readable pictures whose side of 0.5 is right."""
+    session = make_session(model)
+    right = total = 0
+    for batch in _batches(source, config):
+        mask = batch["mask"]
+        p_fake = run(session, batch["image"][mask])
+        right += int(((p_fake >= 0.5) == (batch["label"][mask] == 0)).sum())
+        total += len(p_fake)
+    return right / total
+
+
+def make_session(model: bytes, *, threads: int = 0) -> onnxruntime.InferenceSession:
+    """On the CPU; `threads` 0 is one a core."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run(session: onnxruntime.InferenceSession, pictures: np.ndarray) -> np.ndarray:
+    """[B, H, W, 3] uint8 -> [B] p_fake, whichever pixels the model takes."""
+    (given,) = session.get_inputs()
+    return session.run(None, {"pictures": _as_input(pictures, given.type)})[0]
+
+
+class _Reader(quantization.CalibrationDataReader):
+    """Hands pictures to onnxruntime, one batch at a time."""
+
+    def __init__(self, pictures: Iterator[np.ndarray], pixels: str):
+        self._feeds = ({"pictures": _as_input(p, pixels)} for p in pictures if len(p))
+
+    def get_next(self):
+        return next(self._feeds, None)
+
+
+def _as_input(pictures, pixels):
+    return pictures if "uint8" in pixels else pictures.astype(np.float32) / 255
+
+
+def _pixels(model: bytes) -> str:
+    return make_session(model, threads=1).get_inputs()[0].type
+
+
+def _batches(source, config: ConfigDict):
+    return eval_batches(source, scoring.evaluation_config(config.data), batch_size=_BATCH)
+
+
+def _calibration_source(folder: str) -> sources.Source:
+    path = pathlib.Path(folder).expanduser()
+    if not path.is_dir():
+        raise UserError(f"--calibration_data={folder}: no such folder")
+    if _is_data_folder(folder, "Train"):
+        return _Some(sources.open_source(folder, "Train"), CALIBRATION_PICTURES)
+    suffixes = {".jpg", ".jpeg", ".png", ".webp"}
+    files = sorted(str(f) for f in path.rglob("*") if f.suffix.lower() in suffixes)
+    if not files:
+        raise UserError(f"--calibration_data={folder}: no picture in it")
+    return _Some(sources.FileSource(files), CALIBRATION_PICTURES)
+
+
+def _is_data_folder(folder: str, split: str) -> bool:
+    try:
+        return sources.has_split(folder, split)
+    except UserError:
+        return False
+
+
+class _Some:
+    """`count` pictures of a source, spread evenly."""
+
+    groups = None
+
+    def __init__(self, source: sources.Source, count: int):
+        self._source = source
+        self._index = np.unique(np.linspace(0, len(source) - 1, count).astype(int))
+        self.labels = np.asarray(source.labels)[self._index]
+        self.ids = [source.ids[i] for i in self._index]
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def read(self, i: int) -> bytes:
+        return self._source.read(int(self._index[i]))
