@@ -1,9 +1,10 @@
 """Convolutions in the form that is fast on the backend they run on.
 
 XLA:CPU runs grouped convolutions some ten times slower than PyTorch does, and their gradients
-slower still. `conv2d` therefore writes them there as shifted products (depthwise) or as patches
-times a matrix (small dense kernels); on accelerators it stays with the native operation.
-`reference` is the plain form that every other one is tested against.
+slower still. There `conv2d` calls the C++ of kernels.cc, or, where that cannot be built or the
+batch lies on several devices, writes them as shifted products (depthwise) and as patches times a
+matrix (small dense kernels). On accelerators it stays with the native operation. `reference` is the
+plain form that every other one is tested against.
 """
 
 import contextlib
@@ -15,18 +16,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mnv4_jax.ops import kernels
+
 
 @dataclasses.dataclass(frozen=True)
 class Form:
     """How each kind of convolution is computed."""
 
-    depthwise: str = "native"  # or "shifted": a sum of shifted products
-    pointwise: str = "native"  # or "dot": a matrix product
-    dense: str = "native"  # or "patches": the windows side by side, times a matrix
+    depthwise: str = "native"  # "shifted": a sum of shifted products; "kernel": C++
+    pointwise: str = "native"  # "dot": a matrix product
+    dense: str = "native"  # "patches": the windows side by side, times a matrix; "kernel": C++
 
 
 NATIVE = Form()
-BY_BACKEND = {"cpu": Form(depthwise="shifted", pointwise="dot", dense="patches")}
+PURE_CPU = Form(depthwise="shifted", pointwise="dot", dense="patches")
+KERNEL_CPU = Form(depthwise="kernel", pointwise="dot", dense="kernel")
 
 _FORM = contextvars.ContextVar("form", default=None)  # None: by backend
 
@@ -65,16 +69,28 @@ def conv2d(x, kernel, *, stride: int = 1, padding: int | None = None, groups: in
     if groups not in (1, channels) or (groups > 1 and features != channels):
         raise ValueError(f"groups: 1 or Cin with Cout = Cin, not {groups} for {kernel.shape}")
     padding = (kh - 1) // 2 if padding is None else padding
-    form = _FORM.get() or BY_BACKEND.get(jax.default_backend(), NATIVE)
+    form = _FORM.get() or _by_backend(x.dtype)
     if groups > 1:
+        if form.depthwise == "kernel":
+            return kernels.depthwise(x, kernel[:, :, 0], stride, padding)
         if form.depthwise == "shifted":
             return _depthwise(x, kernel[:, :, 0], stride, padding)
     elif kh == kw == 1 and padding == 0:
         if form.pointwise == "dot":
             return _dot(x[:, ::stride, ::stride], kernel[0, 0])
+    elif form.dense == "kernel":
+        return kernels.dense(x, kernel, stride, padding)
     elif form.dense == "patches":
         return _dot(_patches(x, (kh, kw), stride, padding), kernel.reshape(-1, features))
     return reference(x, kernel, stride=stride, padding=padding, groups=groups)
+
+
+def _by_backend(dtype) -> Form:
+    if jax.default_backend() != "cpu":
+        return NATIVE
+    # XLA cannot split a C++ call over devices: with several it would gather the whole batch on each
+    alone = jax.device_count() == 1
+    return KERNEL_CPU if alone and dtype == jnp.float32 and kernels.available() else PURE_CPU
 
 
 def reference(x, kernel, *, stride: int = 1, padding: int | None = None, groups: int = 1):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv4_jax.ops import conv
+from mnv4_jax.ops import conv, kernels
 
 CASES = [  # height, width, Cin, Cout, kernel, stride, groups
     (9, 7, 6, 6, 3, 1, 6),
@@ -40,15 +40,27 @@ def _with_gradients(function, x, kernel, options):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_cpu_form_equals_reference(case):
+def test_pure_form_equals_reference(case):
     with jax.enable_x64(True):
         x, kernel, options = _inputs(case, jnp.float64)
-        with conv.use(conv.BY_BACKEND["cpu"]):
+        with conv.use(conv.PURE_CPU):
             got = _with_gradients(conv.conv2d, x, kernel, options)
         want = _with_gradients(conv.reference, x, kernel, options)
         for name, a, b in zip(("y", "dx", "dkernel"), got, want, strict=True):
             assert a.dtype == jnp.float64
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize("case", [*CASES, (6, 6, 40, 40, 5, 1, 40), (7, 9, 5, 45, 3, 1, 1)])
+def test_kernels_equal_reference(case):
+    if not kernels.available():
+        pytest.skip("no C++ compiler")
+    x, kernel, options = _inputs(case, jnp.float32)
+    with conv.use(conv.KERNEL_CPU):
+        got = _with_gradients(conv.conv2d, x, kernel, options)
+    want = _with_gradients(conv.reference, x, kernel, options)
+    for name, a, b in zip(("y", "dx", "dkernel"), got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("dtype,tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 6e-2)])

@@ -1,0 +1,292 @@
+// Convolutions for XLA:CPU, float32, NHWC: what `conv.py` describes, each with its two gradients.
+//
+// XLA:CPU has no fast form of a depthwise or of a small dense convolution. Channels are the vector
+// lanes here; GCC's vector extensions compile to whatever the machine has. Every output element is
+// written by one thread in a fixed order, so results do not depend on scheduling.
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+using Array = ffi::Buffer<ffi::F32>;
+using Result = ffi::ResultBuffer<ffi::F32>;
+
+// Calls task(0) ... task(n - 1) on the pool's threads and on this one.
+//
+// XLA runs several operations at once on the same pool, so this thread may only wait for tasks that
+// somebody is already working on: whatever nobody has taken yet, it does itself.
+template <typename Task>
+void parallel_for(ffi::ThreadPool& pool, int64_t n, const Task& task) {
+  struct Shared {
+    std::atomic<int64_t> next{0};
+    int64_t done = 0;
+    std::mutex mutex;
+    std::condition_variable all_done;
+  };
+  auto shared = std::make_shared<Shared>();
+  auto work = [shared, n, &task] {  // a late helper finds nothing left and touches no task
+    int64_t mine = 0;
+    for (int64_t i; (i = shared->next++) < n; ++mine) task(i);
+    if (mine) {
+      std::lock_guard<std::mutex> lock(shared->mutex);
+      if ((shared->done += mine) == n) shared->all_done.notify_one();
+    }
+  };
+  for (int64_t t = 1; t < std::min<int64_t>(n, pool.num_threads()); ++t)
+    pool.Schedule([work] { work(); });
+  work();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->all_done.wait(lock, [&] { return shared->done == n; });
+}
+
+template <int L>
+struct Lanes {
+  typedef float type __attribute__((vector_size(4 * L), aligned(4), may_alias));
+};
+template <>
+struct Lanes<1> {
+  typedef float type;
+};
+
+// Calls f(Lanes<L>{}, first) for pieces of L lanes that cover 0 ... n - 1.
+template <typename F>
+void for_lanes(int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) f(Lanes<16>{}, i);
+  for (; i + 8 <= n; i += 8) f(Lanes<8>{}, i);
+  for (; i < n; ++i) f(Lanes<1>{}, i);
+}
+
+struct Shape {  // x [batch, h, w, c] under kernel [kh, kw, ...] gives [batch, oh, ow, n]
+  int64_t batch, h, w, c, kh, kw, oh, ow, n, stride, pad;
+
+  Shape(Array::Dimensions x, Array::Dimensions k, Array::Dimensions y, int64_t stride, int64_t pad)
+      : batch(x[0]), h(x[1]), w(x[2]), c(x[3]), kh(k[0]), kw(k[1]), oh(y[1]), ow(y[2]), n(y[3]),
+        stride(stride), pad(pad) {}
+};
+
+// The outputs o with 0 <= o * stride - pad + tap < size.
+struct Range {
+  int64_t begin, end;
+
+  Range(int64_t tap, int64_t size, int64_t outs, int64_t stride, int64_t pad)
+      : begin(std::max<int64_t>(0, (pad - tap + stride - 1) / stride)),
+        end(size + pad <= tap ? 0 : std::min(outs, (size - 1 + pad - tap) / stride + 1)) {}
+};
+
+// --- depthwise: kernel [kh, kw, c]
+
+ffi::Error depthwise(ffi::ThreadPool pool, Array x, Array k, int64_t stride, int64_t pad,
+                     Result y) {
+  const Shape s(x.dimensions(), k.dimensions(), y->dimensions(), stride, pad);
+  parallel_for(pool, s.batch * s.oh, [&](int64_t task) {
+    const int64_t b = task / s.oh, oy = task % s.oh, top = oy * s.stride - s.pad;
+    const float* image = x.typed_data() + b * s.h * s.w * s.c;
+    float* out = y->typed_data() + task * s.ow * s.c;
+    for (int64_t ox = 0; ox < s.ow; ++ox, out += s.c) {
+      const int64_t left = ox * s.stride - s.pad;
+      const int64_t i0 = std::max<int64_t>(0, -top), i1 = std::min(s.kh, s.h - top);
+      const int64_t j0 = std::max<int64_t>(0, -left), j1 = std::min(s.kw, s.w - left);
+      for_lanes(s.c, [&](auto lanes, int64_t c) {
+        using V = typename decltype(lanes)::type;
+        V sum{};
+        for (int64_t i = i0; i < i1; ++i)
+          for (int64_t j = j0; j < j1; ++j)
+            sum += *(const V*)(image + ((top + i) * s.w + left + j) * s.c + c) *
+                   *(const V*)(k.typed_data() + (i * s.kw + j) * s.c + c);
+        *(V*)(out + c) = sum;
+      });
+    }
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error depthwise_dx(ffi::ThreadPool pool, Array dy, Array k, int64_t stride, int64_t pad,
+                        Result dx) {
+  const Shape s(dx->dimensions(), k.dimensions(), dy.dimensions(), stride, pad);
+  parallel_for(pool, s.batch * s.h, [&](int64_t task) {
+    const int64_t b = task / s.h, y = task % s.h + s.pad;
+    const float* image = dy.typed_data() + b * s.oh * s.ow * s.c;
+    float* out = dx->typed_data() + task * s.w * s.c;
+    // Position p was under tap i of output (p - i) / stride: taps of one phase, outputs inside.
+    auto first = [&](int64_t p, int64_t outs) {
+      const int64_t over = p - (outs - 1) * s.stride;
+      return over > p % s.stride ? over : p % s.stride;
+    };
+    const int64_t i0 = first(y, s.oh), i1 = std::min(s.kh, y + 1);
+    for (int64_t ix = 0; ix < s.w; ++ix, out += s.c) {
+      const int64_t x = ix + s.pad, j0 = first(x, s.ow), j1 = std::min(s.kw, x + 1);
+      for_lanes(s.c, [&](auto lanes, int64_t c) {
+        using V = typename decltype(lanes)::type;
+        V sum{};
+        for (int64_t i = i0; i < i1; i += s.stride)
+          for (int64_t j = j0; j < j1; j += s.stride)
+            sum += *(const V*)(image + ((y - i) / s.stride * s.ow + (x - j) / s.stride) * s.c + c) *
+                   *(const V*)(k.typed_data() + (i * s.kw + j) * s.c + c);
+        *(V*)(out + c) = sum;
+      });
+    }
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error depthwise_dk(ffi::ThreadPool pool, Array x, Array dy, int64_t stride, int64_t pad,
+                        Result dk) {
+  const Shape s(x.dimensions(), dk->dimensions(), dy.dimensions(), stride, pad);
+  constexpr int64_t kLanes = 16;  // one cache line of channels a task: no two threads share a sum
+  parallel_for(pool, (s.c + kLanes - 1) / kLanes, [&](int64_t task) {
+    const int64_t first = task * kLanes;
+    for (int64_t i = 0; i < s.kh * s.kw; ++i)
+      std::fill_n(dk->typed_data() + i * s.c + first, std::min(kLanes, s.c - first), 0.f);
+    for (int64_t b = 0; b < s.batch; ++b)
+      for_lanes(std::min(kLanes, s.c - first), [&](auto lanes, int64_t lane) {
+        using V = typename decltype(lanes)::type;
+        const int64_t c = first + lane;
+        for (int64_t i = 0; i < s.kh; ++i)
+          for (int64_t j = 0; j < s.kw; ++j) {
+            V sum{};
+            const Range rows(i, s.h, s.oh, s.stride, s.pad), cols(j, s.w, s.ow, s.stride, s.pad);
+            for (int64_t oy = rows.begin; oy < rows.end; ++oy) {
+              const int64_t iy = oy * s.stride - s.pad + i, shift = j - s.pad;
+              const float* in = x.typed_data() + ((b * s.h + iy) * s.w + shift) * s.c + c;
+              const float* out = dy.typed_data() + (b * s.oh + oy) * s.ow * s.c + c;
+              for (int64_t ox = cols.begin; ox < cols.end; ++ox)
+                sum += *(const V*)(in + ox * s.stride * s.c) * *(const V*)(out + ox * s.c);
+            }
+            *(V*)(dk->typed_data() + (i * s.kw + j) * s.c + c) += sum;
+          }
+      });
+  });
+  return ffi::Error::Success();
+}
+
+// --- dense: kernel [kh, kw, c, n]. In NHWC a window's row is kw * c consecutive floats, so a row of
+// outputs is kh matrix products straight from the padded image, without an im2col.
+
+// C [m, n] += A [m, k] B [k, n]; B's and C's columns are consecutive, everything else has a stride.
+// C's rows may overlap: they are updated one after the other.
+template <int R, typename L>
+void tile(L, int64_t k, const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t b_row,
+          float* c, int64_t c_row) {
+  using V = typename L::type;  // as a template argument it would lose its attributes
+  V sum[R]{};
+  for (int64_t i = 0; i < k; ++i) {
+    const V column = *(const V*)(b + i * b_row);
+    for (int r = 0; r < R; ++r) sum[r] += a[r * a_row + i * a_col] * column;
+  }
+  for (int r = 0; r < R; ++r) *(V*)(c + r * c_row) += sum[r];
+}
+
+void add_product(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_row, int64_t a_col,
+                 const float* b, int64_t b_row, float* c, int64_t c_row) {
+  int64_t row = 0;
+  auto rows = [&](auto count) {
+    constexpr int R = decltype(count)::value;
+    for (; row + R <= m; row += R) {
+      const float* from = a + row * a_row;
+      float* to = c + row * c_row;
+      int64_t i = 0;
+      for (; i + 32 <= n; i += 32)
+        tile<R>(Lanes<32>{}, k, from, a_row, a_col, b + i, b_row, to + i, c_row);
+      for_lanes(n - i, [&](auto lanes, int64_t j) {
+        tile<R>(lanes, k, from, a_row, a_col, b + i + j, b_row, to + i + j, c_row);
+      });
+    }
+  };
+  rows(std::integral_constant<int, 8>{});
+  rows(std::integral_constant<int, 1>{});
+}
+
+// Image b of x with its zero border: [h + 2 pad, w + 2 pad, c].
+void padded(const Shape& s, const float* x, int64_t b, std::vector<float>& to) {
+  const int64_t row = (s.w + 2 * s.pad) * s.c;
+  to.assign((s.h + 2 * s.pad) * row, 0.f);
+  for (int64_t y = 0; y < s.h; ++y)
+    std::memcpy(to.data() + (y + s.pad) * row + s.pad * s.c, x + (b * s.h + y) * s.w * s.c,
+                s.w * s.c * sizeof(float));
+}
+
+ffi::Error dense(ffi::ThreadPool pool, Array x, Array k, int64_t stride, int64_t pad, Result y) {
+  const Shape s(x.dimensions(), k.dimensions(), y->dimensions(), stride, pad);
+  const int64_t row = (s.w + 2 * s.pad) * s.c, window = s.kw * s.c;
+  parallel_for(pool, s.batch, [&](int64_t b) {
+    thread_local std::vector<float> image;
+    padded(s, x.typed_data(), b, image);
+    float* out = y->typed_data() + b * s.oh * s.ow * s.n;
+    std::fill_n(out, s.oh * s.ow * s.n, 0.f);
+    for (int64_t oy = 0; oy < s.oh; ++oy)
+      for (int64_t i = 0; i < s.kh; ++i)
+        add_product(s.ow, s.n, window, image.data() + (oy * s.stride + i) * row, s.stride * s.c, 1,
+                    k.typed_data() + i * window * s.n, s.n, out + oy * s.ow * s.n, s.n);
+  });
+  return ffi::Error::Success();
+}
+
+// kernel is [kh, n, kw, c] here: the columns of a product are consecutive in B.
+ffi::Error dense_dx(ffi::ThreadPool pool, Array dy, Array k, int64_t stride, int64_t pad,
+                    Result dx) {
+  Shape s(dx->dimensions(), k.dimensions(), dy.dimensions(), stride, pad);
+  s.kw = k.dimensions()[2];
+  const int64_t row = (s.w + 2 * s.pad) * s.c, window = s.kw * s.c;
+  parallel_for(pool, s.batch, [&](int64_t b) {
+    thread_local std::vector<float> image;
+    image.assign((s.h + 2 * s.pad) * row, 0.f);
+    for (int64_t oy = 0; oy < s.oh; ++oy)
+      for (int64_t i = 0; i < s.kh; ++i)
+        add_product(s.ow, window, s.n, dy.typed_data() + (b * s.oh + oy) * s.ow * s.n, s.n, 1,
+                    k.typed_data() + i * s.n * window, window,
+                    image.data() + (oy * s.stride + i) * row, s.stride * s.c);
+    for (int64_t y = 0; y < s.h; ++y)
+      std::memcpy(dx->typed_data() + (b * s.h + y) * s.w * s.c,
+                  image.data() + (y + s.pad) * row + s.pad * s.c, s.w * s.c * sizeof(float));
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error dense_dk(ffi::ThreadPool pool, Array x, Array dy, int64_t stride, int64_t pad,
+                    Result dk) {
+  const Shape s(x.dimensions(), dk->dimensions(), dy.dimensions(), stride, pad);
+  const int64_t row = (s.w + 2 * s.pad) * s.c, window = s.kw * s.c, size = dk->element_count();
+  const int64_t parts = std::min<int64_t>(s.batch, 16);  // each a share of the batch: fixed sums
+  std::vector<float> sums(parts * size);
+  parallel_for(pool, parts, [&](int64_t part) {
+    thread_local std::vector<float> image;
+    float* sum = sums.data() + part * size;
+    for (int64_t b = part; b < s.batch; b += parts) {
+      padded(s, x.typed_data(), b, image);
+      for (int64_t oy = 0; oy < s.oh; ++oy)
+        for (int64_t i = 0; i < s.kh; ++i)
+          add_product(window, s.n, s.ow, image.data() + (oy * s.stride + i) * row, 1,
+                      s.stride * s.c, dy.typed_data() + (b * s.oh + oy) * s.ow * s.n, s.n,
+                      sum + i * window * s.n, s.n);
+    }
+  });
+  std::copy_n(sums.data(), size, dk->typed_data());
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t i = 0; i < size; ++i) dk->typed_data()[i] += sums[part * size + i];
+  return ffi::Error::Success();
+}
+
+#define HANDLER(name)                                                                       \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(mnv4_##name, name,                                          \
+                                ffi::Ffi::Bind()                                            \
+                                    .Ctx<ffi::ThreadPool>()                                 \
+                                    .Arg<Array>()                                           \
+                                    .Arg<Array>()                                           \
+                                    .Attr<int64_t>("stride")                                \
+                                    .Attr<int64_t>("padding")                               \
+                                    .Ret<Array>())
+HANDLER(depthwise);
+HANDLER(depthwise_dx);
+HANDLER(depthwise_dk);
+HANDLER(dense);
+HANDLER(dense_dx);
+HANDLER(dense_dk);
