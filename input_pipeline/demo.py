@@ -28,9 +28,11 @@ import rich.progress
 
 from input_pipeline import cli, portraits
 
-VERSION = "demo-2"  # raise it whenever a pixel of the set changes: it names the cached folder
+VERSION = "demo-3"  # raise it whenever a pixel of the set changes: it names the cached folder
 SEED = 0
 SPLITS = {"Train": range(0, 1600), "Validation": range(1600, 1800), "Test": range(1800, 2000)}
+# glibc would hand every array of a picture back to the system: a third of the time, 18 ms for 12.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "268435456"}
 CLASSES = ("Fake", "Real")
 CAST_BLOCK = 200  # pictures that share one cast, so that no person is in two splits
 CAST_SIZE = 100
@@ -149,9 +151,13 @@ def _draw_all(folder: pathlib.Path) -> None:
             code = f"from input_pipeline import demo; demo._work({k}, {count}, {len(files)})"
             command = [sys.executable, "-c", code]
             # In a session of its own, Ctrl-C interrupts the parent alone; it ends them below.
-            workers.append(
-                subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+            worker = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+                env=os.environ | KEEP_MEMORY,
             )
+            workers.append(worker)
         console = rich.console.Console(stderr=True)  # standard output may be somebody's JSON
         for number in rich.progress.track(
             range(len(files)),
@@ -177,7 +183,7 @@ def _work(start: int, step: int, stop: int) -> None:
         sys.stdout.buffer.flush()
 
 
-def _sheet(columns: int = 12, rows: int = 4) -> np.ndarray:
+def _sheet(columns: int = 9, rows: int = 4) -> np.ndarray:
     """Rows of real and of fake pictures in turn, uint8 RGB."""
     lines = []
     for row in range(rows):

@@ -393,17 +393,14 @@ def _head(image, person: Person, shot: Shot, u, v, noise) -> np.ndarray:
         1.35 * person.eye_width - np.abs(eye_u), sharp
     )
     image = _paint(image, 0.8 * brow, hair * 0.8)
-    jaw = _soft(np.hypot(f / 0.62, (v - 0.25) / 0.55) - 1, 4) * (v > 0.2) + _bump(
+    jaw = _soft(np.hypot(f / 0.62, (v - 0.25) / 0.55) - 1, 4) * _soft(v - 0.3, 6) + _bump(
         f, mouth_v + 0.11, 0.25, 0.03
     )
     coarse = person.beard if person.beard > 0.5 else person.beard * (0.5 + 0.8 * spots)
     image = _paint(image, np.clip(jaw * (1 - lips) * (1 - opening) * coarse, 0, 0.9) * head, hair)
     if person.hair_style != "bald":
-        cap = (
-            1
-            - (u / (person.head_width + 0.08)) ** 2
-            - (np.clip(-v, 0, None) / (person.crown + 0.1)) ** 2
-        )
+        thick = person.head_width + 0.02 + 0.06 * np.clip(-2.5 * v, 0, 1)
+        cap = 1 - (u / thick) ** 2 - (np.clip(-v, 0, None) / (person.crown + 0.1)) ** 2
         line = person.hairline + 0.7 * np.abs(u - 0.5 * person.parting) ** 2.2 / person.head_width
         fall = 0.35 if person.hair_style == "long" else 0.0
         inside = np.minimum(cap, 2 * (np.minimum(line, fall) - v + 0.04 * strands))
