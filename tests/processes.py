@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+from tests import small_net  # noqa: F401  so that its checkpoints can be loaded here
+
 ROOT = pathlib.Path(__file__).parent.parent
 _TIMEOUT_S = 240
 

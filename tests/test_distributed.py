@@ -3,11 +3,9 @@
 import shutil
 import signal
 
-import jax
 import numpy as np
 import pytest
 
-from mnv4_jax import checkpoint
 from tests.processes import Run, checkpoint_steps, digests, last_step, losses, read_lines
 
 STEPS = 14
@@ -53,11 +51,6 @@ def stop_at(run, step, process=0):
     return stopped
 
 
-def assert_same_weights(one, other):
-    one, other = (checkpoint.load(w / "checkpoints" / str(STEPS), raw=True) for w in (one, other))
-    jax.tree.map(np.testing.assert_array_equal, one.weights, other.weights)
-
-
 def test_two_processes_of_two_devices_equal_one_of_four(start, uninterrupted, tmp_path):
     with start(tmp_path, processes=2, devices=2) as run:
         run.wait()
@@ -89,15 +82,6 @@ def test_preempted_twice_on_two_shapes_sees_the_same_batches(start, uninterrupte
     for step in range(1, first + 1):
         assert seen[step] == expected[step]  # same shape: bit for bit
     assert seen[first + 1] == pytest.approx(expected[first + 1], rel=1e-6)  # another shape
-
-
-def test_preempted_and_resumed_on_the_same_shape_is_bit_exact(start, uninterrupted, tmp_path):
-    with start(tmp_path) as run:
-        stop_at(run, 5)
-    with start(tmp_path) as run:
-        run.wait()
-    assert losses(tmp_path) == losses(uninterrupted)
-    assert_same_weights(tmp_path, uninterrupted)
 
 
 @pytest.mark.slow
