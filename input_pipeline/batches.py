@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
+from absl import flags
 
 from input_pipeline import transforms
 from input_pipeline.cli import UserError
@@ -312,6 +313,8 @@ def _iterate(batches: grain.MapDataset, data_config) -> grain.DatasetIterator:
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)
     dataset = batches.to_iter_dataset(read_options=options)
     if data_config.workers:
+        if not flags.FLAGS.is_parsed():  # Grain's workers read some; only `main` parses any
+            flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(data_config.workers, per_worker_buffer_size=1)
         dataset = dataset.mp_prefetch(workers)
     return iter(dataset)

@@ -165,7 +165,9 @@ def _split_folders(data_dir: str) -> dict[str, str]:
     below = [os.path.join(data_dir, name) for name in _visible_folders(data_dir)]
     below = [splits for splits in (_named_folders(folder, SPLITS) for folder in below) if splits]
     if len(below) > 1:
-        raise UserError(f"data folder {data_dir} holds {len(below)} image sets; name one of them")
+        raise UserError(
+            f"data folder {data_dir} holds {len(below)} image sets; expected the path of one"
+        )
     return below[0] if below else {}
 
 

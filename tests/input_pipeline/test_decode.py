@@ -1,0 +1,114 @@
+"""Every kind of picture becomes upright RGB, as Pillow and OpenCV have it, or an error."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from input_pipeline import decode as decode_lib
+from input_pipeline.decode import DecodeError, decode, image_size
+from tests.pictures import encoded, smooth
+
+PIXELS = smooth(48, 64)
+
+
+def _close(a, b, tolerance):
+    assert a.shape == b.shape and a.dtype == b.dtype == np.uint8
+    assert np.abs(a.astype(int) - b.astype(int)).max() <= tolerance
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 2}])
+def test_jpeg_as_opencv_decodes_it(options):
+    data = encoded(PIXELS, **options)
+    theirs = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+    _close(decode(data), theirs, tolerance=2)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_colour_spaces_become_rgb(mode, format):
+    if mode == "CMYK" and format != "JPEG":
+        pytest.skip("no such files")
+    image = Image.fromarray(PIXELS).convert(mode)
+    options = {"lossless": True} if format == "WEBP" else {}
+    _close(decode(encoded(image, format, **options)), np.asarray(image.convert("RGB")), tolerance=8)
+
+
+def test_palette_bilevel_and_gif():
+    palette = Image.fromarray(PIXELS).quantize(16)
+    for image, format in ((palette, "PNG"), (palette.convert("1"), "PNG"), (palette, "GIF")):
+        _close(decode(encoded(image, format)), np.asarray(image.convert("RGB")), tolerance=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sixteen_bits_are_scaled_not_cut(channels):
+    deep = np.linspace(0, 65535, 40 * 30 * channels).reshape(40, 30, channels).astype(np.uint16)
+    data = cv2.imencode(".png", deep)[1].tobytes()
+    expected = deep / 65535
+    if channels == 4:
+        expected = expected[:, :, :3] * expected[:, :, 3:] + 1 - expected[:, :, 3:]
+    expected = np.broadcast_to(expected[:, :, ::-1], (40, 30, 3))
+    _close(decode(data), np.rint(255 * expected).astype(np.uint8), tolerance=0)
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_transparency_is_laid_over_white(format):
+    alpha = np.zeros((48, 64), np.uint8)
+    alpha[:, 32:] = 255
+    alpha[:8] = 128
+    rgba = Image.fromarray(np.dstack([PIXELS, alpha]))
+    options = {"lossless": True, "exact": True} if format == "WEBP" else {}
+    pixels = decode(encoded(rgba, format, **options))
+    share = alpha[:, :, None] / 255
+    _close(pixels, np.rint(PIXELS * share + 255 * (1 - share)).astype(np.uint8), tolerance=1)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_exif_rotation_as_pillow_does_it(format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(PIXELS, format, exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    _close(decode(data), upright, tolerance=2)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.95])
+def test_a_file_cut_short_is_an_error(format, kept):
+    data = encoded(PIXELS if format != "GIF" else Image.fromarray(PIXELS).quantize(64), format)
+    with pytest.raises(DecodeError):
+        decode(data[: int(len(data) * kept)])
+
+
+def test_a_jpeg_with_a_hole_is_an_error():
+    data = bytearray(encoded(smooth(200, 200), quality=90))
+    middle = len(data) // 2
+    data[middle : middle + len(data) // 4] = bytes(len(data) // 4)
+    with pytest.raises(DecodeError):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"GIF8", b"not a picture", bytes(5000)])
+def test_what_is_no_picture_is_an_error(data):
+    with pytest.raises(DecodeError) as error:
+        decode(data)
+    assert str(error.value)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_huge_picture_is_refused_by_its_header(monkeypatch, format):
+    monkeypatch.setattr(decode_lib, "MAX_PIXELS", 48 * 64 - 1)
+    with pytest.raises(DecodeError, match=r"64×48 px are more than the 3,071 pixels allowed"):
+        decode(encoded(PIXELS, format))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_size_from_the_header(format):
+    data = encoded(PIXELS, format)
+    assert image_size(data) == (48, 64)
+    with pytest.raises(DecodeError):
+        image_size(data[:5])

@@ -1,0 +1,97 @@
+"""Crops are pieces of the picture, scaling is OpenCV's, damage is what it says."""
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+
+from input_pipeline import transforms
+from input_pipeline.transforms import Transform
+from tests.pictures import smooth
+
+NEVER = np.array([0.5, 0.5, 0.999, 0.5, 0.999, 0.5, 0.5, 0.5])
+
+
+def _train(pixels, transform, draws=NEVER):
+    out = np.zeros((transform.size, transform.size, 3), np.uint8)
+    transforms.train(pixels, transform, draws, out)
+    return out
+
+
+def _evaluate(pixels, transform):
+    out = np.zeros((transform.size, transform.size, 3), np.uint8)
+    transforms.evaluate(pixels, transform, out)
+    return out
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (24, 24)])
+@pytest.mark.parametrize("y, x", [(0.0, 0.0), (0.999999, 0.999999), (0.3, 0.8)])
+def test_a_native_crop_is_a_piece_of_the_picture(shape, y, x):
+    pixels = smooth(*shape)
+    out = _train(pixels, Transform(size=24, max_px=64), [y, x, *NEVER[2:]])
+    top, left = int(y * (shape[0] - 23)), int(x * (shape[1] - 23))
+    np.testing.assert_array_equal(out, pixels[top : top + 24, left : left + 24])
+
+
+def test_every_crop_is_as_likely_as_any_other():
+    pixels = np.zeros((26, 25, 3), np.uint8)
+    pixels[:, :, 0], pixels[:, :, 1] = np.mgrid[:26, :25]
+    table = np.random.default_rng(0).random((6000, transforms.DRAWS))
+    corners = [tuple(_train(pixels, Transform(24, 64), row)[0, 0, :2]) for row in table]
+    _, counts = np.unique(corners, axis=0, return_counts=True)
+    assert len(counts) == 3 * 2 and abs(counts / 1000 - 1).max() < 0.15
+
+
+@pytest.mark.parametrize("crop", ["native", "resize"])
+@pytest.mark.parametrize("shape", [(10, 30), (30, 10), (16, 16), (1, 100_000)])
+def test_a_small_picture_is_scaled_up(shape, crop):
+    pixels = smooth(*shape)
+    out = _evaluate(pixels, Transform(size=32, max_px=64, crop=crop))
+    side = min(shape)
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    middle = np.ascontiguousarray(pixels[top : top + side, left : left + side])
+    np.testing.assert_array_equal(out, cv2.resize(middle, (32, 32), interpolation=cv2.INTER_CUBIC))
+
+
+def test_a_large_picture_is_scaled_down_to_max_px_then_cropped():
+    pixels = smooth(200, 320)
+    out = _evaluate(pixels, Transform(size=32, max_px=50))
+    scaled = cv2.resize(pixels, (80, 50), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(out, scaled[9:41, 24:56])
+
+
+def test_crop_resize_takes_the_whole_shorter_side():
+    pixels = smooth(96, 192)
+    out = _evaluate(pixels, Transform(size=32, max_px=500, crop="resize"))
+    expected = cv2.resize(pixels, (64, 32), interpolation=cv2.INTER_AREA)[:, 16:48]
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_evaluation_of_a_whole_picture_changes_nothing():
+    pixels = smooth(48, 48)
+    np.testing.assert_array_equal(_evaluate(pixels, Transform(size=48, max_px=48)), pixels)
+
+
+def test_jpeg_damage_is_a_jpeg_of_that_quality():
+    pixels = smooth(32, 32)
+    transform = Transform(32, 64, jpeg_prob=0.5, jpeg_quality=(20, 29))
+    for draw, quality in ((0.0, 20), (0.55, 25), (0.999, 29)):
+        out = _train(pixels, transform, [0, 0, 1, 0, 0.49, draw, 0, 0])
+        data = simplejpeg.encode_jpeg(pixels, quality, colorsubsampling="420")
+        np.testing.assert_array_equal(out, simplejpeg.decode_jpeg(data))
+    np.testing.assert_array_equal(_train(pixels, transform, [0, 0, 1, 0, 0.5, 0, 0, 0]), pixels)
+
+
+def test_down_and_up_scaling_loses_fine_detail_only():
+    checkerboard = np.uint8(255 * (np.indices((32, 32)).sum(0) % 2))[:, :, None].repeat(3, 2)
+    transform = Transform(32, 64, downscale_prob=1.0, downscale=(0.5, 0.5))
+    assert _train(checkerboard, transform, np.zeros(8)).std() < 5
+    flat = np.full((32, 32, 3), 77, np.uint8)
+    np.testing.assert_array_equal(_train(flat, transform, np.zeros(8)), flat)
+
+
+def test_the_picture_itself_is_not_touched():
+    pixels = smooth(32, 32)
+    before = pixels.copy()
+    _train(pixels, Transform(32, 64, jpeg_prob=1, downscale_prob=1), np.zeros(8))
+    np.testing.assert_array_equal(pixels, before)
