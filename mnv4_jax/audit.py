@@ -20,11 +20,11 @@ from mnv4_jax import metrics
 # name in the report: what it is
 FEATURES = {
     "file_size": "bytes",
-    "jpeg_quality": "as libjpeg counts it, from the quantisation table",
+    "jpeg_quality": "as libjpeg counts it",
     "width": "px",
     "height": "px",
     "brightness": "mean grey level",
-    "sharpness": "variance of the Laplacian of the grey picture",
+    "sharpness": "variance of the Laplacian",
 }
 _RESAMPLES = 200
 

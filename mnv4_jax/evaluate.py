@@ -94,9 +94,9 @@ def parse(argv: Sequence[str]):
     parser.add_argument(
         "--robustness",
         type=int,
-        default=200,
+        default=100,
         metavar="N",
-        help="how many pictures to damage in 35 ways (default 200; 0: none)",
+        help="how many pictures to damage in 35 ways (default 100; 0: none)",
     )
     sharding.add_flags(parser)
     args = parser.parse_args(argv)
