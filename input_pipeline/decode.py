@@ -8,7 +8,7 @@ import io
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Larger pictures are refused before they take memory: 128 Mi pixels are 400 MB as RGB, and more
 # than the 108 megapixels of today's phones.
@@ -51,6 +51,8 @@ def decode(data: bytes) -> np.ndarray:
         return _decode_other(data)
     except DecodeError:
         raise
+    except UnidentifiedImageError as error:  # its own message names an object in memory
+        raise DecodeError(f"no {', '.join(_FORMATS)} file" if data else "empty file") from error
     except Exception as error:  # codecs raise all sorts: OSError, ValueError, SyntaxError, zlib's…
         raise DecodeError(str(error) or type(error).__name__) from error
 
