@@ -241,4 +241,5 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    with sharding.prompt_exit():
+        cli.run(main)
