@@ -64,6 +64,23 @@ def test_no_person_is_in_two_splits(monkeypatch):
     assert not people["Validation"] & people["Test"]
 
 
+def test_fakes_wear_another_face_and_most_real_ones_their_own(monkeypatch):
+    swaps, swap = [], demo._swap
+
+    def record(source, target, rng):
+        swaps.append("own" if source is target else "another")
+        return swap(source, target, rng)
+
+    monkeypatch.setattr(demo, "_swap", record)
+    real = [
+        (swaps.clear(), demo.draw_jpeg(0, index), tuple(swaps))[2] for index in range(1, 121, 2)
+    ]
+    assert set(real) == {("own",), ()} and 0.5 < real.count(("own",)) / len(real) < 0.9
+    for index in range(0, 10, 2):
+        swaps.clear()
+        assert demo.draw_jpeg(0, index)[1] == 0 and swaps == ["another"]
+
+
 def _statistics(file: pathlib.Path) -> np.ndarray:
     """What a picture tells without being looked at: colour, size, sharpness, noise, thumbnail."""
     grey = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE).astype(np.float32)
@@ -93,7 +110,7 @@ def test_cheap_statistics_do_not_tell_fake_from_real(folder):
 def test_two_processes_that_draw_at_once_do_not_collide(tmp_path):
     code = (
         "from input_pipeline import demo; demo.SPLITS = {'Train': range(60)};"
-        "print(demo.ensure_demo())"
+        "folder = demo.ensure_demo(); print(folder, len(list(folder.glob('Train/*/*.jpg'))))"
     )
     environment = os.environ | {"MNV4_CACHE": str(tmp_path)}
     processes = [
@@ -104,7 +121,7 @@ def test_two_processes_that_draw_at_once_do_not_collide(tmp_path):
     ]
     answers = [process.communicate(timeout=120)[0].strip() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert answers == [str(tmp_path / demo.VERSION)] * 2
+    assert answers == [f"{tmp_path / demo.VERSION} 60"] * 2
     assert [path.name for path in tmp_path.iterdir()] == [demo.VERSION]  # nothing left beside it
     files = sorted((tmp_path / demo.VERSION).glob("Train/*/*.jpg"))
     assert sorted(int(file.stem) for file in files) == list(range(60))
