@@ -4,6 +4,7 @@ Figures are drawn in stand-in colours that no plot would use; `_svg` turns them 
 variables, so one drawing serves light, dark and paper.
 """
 
+import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +70,8 @@ def _svg(draw: Callable[[Figure], None], *, name: str, size=(4.6, 3.9)) -> str:
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{name}"', 1)
+    label = html.escape(name)  # a folder's name is in it
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
 def roc(labels: np.ndarray, scores: np.ndarray, points: Sequence[Mapping], *, name: str) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import jinja2
 import numpy as np
 from flax import nnx
-from markupsafe import Markup
 from PIL import Image
 
 from mnv4_jax import audit, explain, metrics, plots
@@ -87,7 +86,7 @@ def _section(number: int, result, model: nnx.Module) -> dict[str, Any]:
     }
 
 
-def _plots(result, name: str) -> dict[str, Markup]:
+def _plots(result, name: str) -> dict[str, str]:
     summary, labels, p_fake = result.summary, result.labels, result.p_fake
     points = [
         {
@@ -104,7 +103,7 @@ def _plots(result, name: str) -> dict[str, Markup]:
     else:
         curves = {"not calibrated": p_fake}
     thresholds = {_promise(row): row["threshold"] for row in summary["thresholds"]}
-    svgs = {
+    return {
         "roc": plots.roc(labels, p_fake, points, name=f"ROC curve, {name}"),
         "precision_recall": plots.precision_recall(
             labels, p_fake, name=f"Precision over recall, {name}"
@@ -114,23 +113,20 @@ def _plots(result, name: str) -> dict[str, Markup]:
         "confusion": plots.confusion(labels, p_fake >= 0.5, name=f"Confusion matrix, {name}"),
         "shortcuts": plots.shortcuts(summary["shortcuts"], name=f"Shortcut audit, {name}"),
     }
-    return {key: Markup(svg) for key, svg in svgs.items()}
 
 
-def _robustness_plots(robustness: Mapping[str, Any] | None, name: str) -> dict[str, Markup]:
+def _robustness_plots(robustness: Mapping[str, Any] | None, name: str) -> dict[str, str]:
     if robustness is None:
         return {}
     clean, *rows = robustness["rows"]
     lows = [row["auc"]["ci95"][0] for row in robustness["rows"]]
     lowest_auc = min(0.4, *(low - 0.02 for low in lows if math.isfinite(low)), 0.4)
     return {
-        kind: Markup(
-            plots.robustness(
-                kind,
-                [clean] + [row for row in rows if row["kind"] == kind],
-                lowest_auc=lowest_auc,
-                name=f"Robustness to {kind}, {name}",
-            )
+        kind: plots.robustness(
+            kind,
+            [clean] + [row for row in rows if row["kind"] == kind],
+            lowest_auc=lowest_auc,
+            name=f"Robustness to {kind}, {name}",
         )
         for kind in CORRUPTIONS
     }

@@ -34,7 +34,7 @@ def report(run, portraits, tmp_path_factory):
             monkeypatch,
             f"--checkpoint={run}",
             f"--data={portraits}",
-            f"--out={tmp_path_factory.mktemp('report') / 'below'}",
+            f"--out={tmp_path_factory.mktemp('report') / '<b>&below'}",
             "--robustness=6",
         )
 
@@ -122,6 +122,8 @@ def test_the_report_says_what_made_it(report, run):
     assert {"jax", "mnv4_jax", "python"} <= set(numbers["versions"])
     for said in (numbers["data_digest"], numbers["date"], numbers["versions"]["jax"]):
         assert said in html
+    assert "&lt;b&gt;&amp;below" in html  # of the command; a folder's name is no markup
+    assert "<b>&below" not in html
 
 
 def test_the_page_needs_nothing_else(report, predicted):
