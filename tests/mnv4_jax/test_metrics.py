@@ -136,6 +136,19 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert 88 <= covered <= 100
 
 
+def test_the_interval_is_95_percent_of_scikit_learns_resamples():
+    labels, logits = scores(150, decimals=1)
+    groups = [f"source {i // 3}" for i in range(150)]
+    chunks = metrics.bootstrap_weights(150, groups, resamples=120, seed=5)
+    aucs = [
+        sk.roc_auc_score(labels == 0, logits[:, 0] - logits[:, 1], sample_weight=weights)
+        for weights in np.concatenate(list(chunks))
+    ]
+    ours = metrics.metrics_with_intervals(labels, logits, groups, resamples=120, seed=5)["auc"]
+    assert ours["ci95"] == pytest.approx(np.quantile(aucs, [0.025, 0.975]), abs=1e-12)
+    assert len(aucs) == 120
+
+
 def test_groups_widen_the_interval_by_the_root_of_their_size():
     """Each example copied 16 times knows no more than once: the interval must not shrink."""
     labels, logits = scores(100)
