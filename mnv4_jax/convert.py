@@ -116,7 +116,16 @@ def to_torch(loaded: checkpoint.Checkpoint) -> bytes:
         "config": json.loads(config.to_json_best_effort()),
     }
     metadata = {"format": "pt"} | {key: json.dumps(value) for key, value in header.items()}
-    return save(exchange.to_timm(loaded.model), metadata)
+    return _in_order(save(exchange.to_timm(loaded.model), metadata))
+
+
+def _in_order(contents: bytes) -> bytes:
+    """The same safetensors file with its header sorted: safetensors writes metadata in an order of
+    chance, and the same detector should give the same file."""
+    length = int.from_bytes(contents[:8], "little")
+    header = json.dumps(json.loads(contents[8 : 8 + length]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + contents[8 + length :]
 
 
 def import_weights(weights: str, out: str | os.PathLike) -> pathlib.Path:

@@ -43,7 +43,7 @@ def stablehlo(loaded: checkpoint.Checkpoint, *, pixels: str = "uint8") -> bytes:
         return jax.lax.platform_dependent(
             weights,
             pictures,
-            cpu=functools.partial(p_fake, form=conv.BY_BACKEND["cpu"]),
+            cpu=functools.partial(p_fake, form=conv.PURE_CPU),
             default=functools.partial(p_fake, form=conv.NATIVE),
         )
 

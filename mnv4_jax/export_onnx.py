@@ -92,14 +92,19 @@ def quantize(model: bytes, config: ConfigDict, calibration_data: str) -> bytes:
         )
         plain.write_bytes(model)
         quantization.quant_pre_process(plain, ready, skip_symbolic_shape=True)
-        nodes = onnx.load(ready).graph.node
+        # by the name of its taps, which the optimiser may have prefixed
+        bank = [
+            node.name
+            for node in onnx.load(ready).graph.node
+            if any("gabor.weight" in name for name in node.input)
+        ]
         quantization.quantize_static(
             ready,
             quantized,
             reader,
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "Gemm", "Add"],
-            nodes_to_exclude=[n.name for n in nodes if "gabor.weight" in n.input],
+            nodes_to_exclude=bank,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
@@ -171,11 +176,11 @@ def _batches(source, config: ConfigDict):
 
 
 def _calibration_source(folder: str) -> sources.Source:
+    if _is_data_folder(folder, "Train"):
+        return _Some(sources.open_source(folder, "Train"), CALIBRATION_PICTURES)
     path = pathlib.Path(folder).expanduser()
     if not path.is_dir():
         raise UserError(f"--calibration_data={folder}: no such folder")
-    if _is_data_folder(folder, "Train"):
-        return _Some(sources.open_source(folder, "Train"), CALIBRATION_PICTURES)
     suffixes = {".jpg", ".jpeg", ".png", ".webp"}
     files = sorted(str(f) for f in path.rglob("*") if f.suffix.lower() in suffixes)
     if not files:

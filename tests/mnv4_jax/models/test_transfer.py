@@ -41,7 +41,7 @@ def test_a_gabor_bank_in_front_of_pretrained_weights_keeps_their_function():
 
 
 def test_statistics_are_taken_over_too():
-    graphdef, params, stats = split()
+    _, params, stats = split()
     moved = jax.tree.map(lambda x: x + 1, stats)
     _, started, notes = transfer(params, stats, params, moved)
     jax.tree.map(np.testing.assert_array_equal, started, moved)
