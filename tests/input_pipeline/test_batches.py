@@ -209,6 +209,17 @@ def test_evaluation_leaves_a_damaged_picture_out_and_tells(tmp_path):
     assert told == ["Train/Real/0.jpg"] and not batch["image"][2].any()
 
 
+def test_what_is_left_out_is_black_in_memory_used_before(tmp_path):
+    good, bad = tmp_path / "good.jpg", tmp_path / "bad.jpg"
+    good.write_bytes(encoded(smooth(40, 40)))
+    bad.write_bytes(b"")
+    files = FileSource([bad if i % 7 == 0 else good for i in range(101)])
+    with eval_batches(files, _config(threads=1), batch_size=4) as batches:
+        for batch in batches:
+            is_black = ~batch["image"].any(axis=(1, 2, 3))
+            np.testing.assert_array_equal(is_black, ~batch["mask"])
+
+
 def test_median_shorter_side_is_of_the_headers(tmp_path):
     sizes = [(30, 90), (80, 40), (50, 50), (60, 70), (700, 70)]
     paths = [tmp_path / f"{i}.png" for i in range(5)]
