@@ -84,6 +84,9 @@ def test_thresholds_of_the_checkpoint_are_applied_unchanged(report, run, predict
         called = p_fake >= row["threshold"]
         assert row["false_alarm_rate"]["value"] == pytest.approx(called[labels == 1].mean())
         assert row["recall_fake"]["value"] == pytest.approx(called[labels == 0].mean())
+        for name in ("false_alarm_rate", "recall_fake"):
+            low, high = row[name]["ci95"]
+            assert low <= row[name]["value"] <= high
         if row["promise"]:  # fitted on these very pictures: the promise must be kept
             assert row["fitted_on"] == pytest.approx(
                 {k: row[k]["value"] for k in ("false_alarm_rate", "recall_fake")}

@@ -87,6 +87,13 @@ def test_the_threshold_is_a_number_or_a_rate_that_the_checkpoint_knows(ask, run,
             assert answer["label"] == ("fake" if answer["p_fake"] >= threshold else "real")
 
 
+def test_a_picture_at_the_threshold_is_called_fake(ask, run, photos):
+    _, (line,), _ = ask(f"--checkpoint={run}", "--json", photos / "1.png")
+    p_fake = json.loads(line)["p_fake"]
+    _, (line,), _ = ask(f"--checkpoint={run}", f"--threshold={p_fake!r}", photos / "1.png")
+    assert "  fake  " in line
+
+
 def test_a_rate_the_checkpoint_does_not_know_is_an_error(ask, run, uncalibrated_run, photos):
     with pytest.raises(UserError, match="thresholds for 1%, 5%, 10%"):
         ask(f"--checkpoint={run}", "--threshold=3%", photos)
