@@ -92,8 +92,11 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues) -> ConfigDic
     if len(words) > 1:
         raise UserError(f"stray argument {words[1]!r}: every option is written --name=value")
     overrides = config_flags.get_override_values(flag_values["config"])
-    if not config.data.dir and "train.epochs" not in overrides:
-        config.train.epochs = float(config.demo.epochs)
+    if not config.data.dir:
+        if "train.epochs" not in overrides:
+            config.train.epochs = float(config.demo.epochs)
+        if "data.image_size" not in overrides:
+            config.data.image_size = config.demo.image_size
     check(config)
     return config
 

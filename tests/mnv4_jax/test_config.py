@@ -22,12 +22,15 @@ def test_overrides_take_effect_wherever_config_stands():
     assert config.gabor.mode == "none"
 
 
-def test_the_demo_set_brings_its_own_epochs_unless_they_are_given():
+def test_the_demo_set_brings_its_own_size_and_epochs_unless_they_are_given():
     default = parse(SMALL)
     assert default.train.epochs == default.demo.epochs
-    assert parse(SMALL, "--config.train.epochs=3").train.epochs == 3
+    assert default.data.image_size == default.demo.image_size
+    given = parse(SMALL, "--config.train.epochs=3", "--config.data.image_size=64")
+    assert given.train.epochs == 3 and given.data.image_size == 64
     folder = parse(SMALL, "--config.data.dir=somewhere")
     assert folder.train.epochs != folder.demo.epochs
+    assert folder.data.image_size == 224
 
 
 @pytest.mark.parametrize(

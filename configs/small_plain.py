@@ -1,0 +1,16 @@
+"""`small.py` without the Gabor bank: what the front end is worth.
+
+    python -m mnv4_jax.main --config=configs/small_plain.py --workdir=runs/small_plain
+
+Time and result: docs/RESULTS.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import small
+
+
+def get_config() -> ConfigDict:
+    config = small.get_config()
+    config.gabor.mode = "none"
+    return config
