@@ -12,7 +12,6 @@ import collections
 import pathlib
 import platform
 import random
-import re
 import shutil
 import tempfile
 import time
@@ -22,7 +21,7 @@ import numpy as np
 
 from input_pipeline import cli
 from mnv4_jax import checkpoint
-from tests.processes import Run, checkpoint_steps, last_step, read_lines
+from tests.processes import Run, checkpoint_steps, read_lines
 
 # (processes, devices of each): how often, four processes on few cores being slow to start
 SHAPES = {(1, 1): 3, (1, 2): 3, (1, 4): 3, (2, 1): 2, (2, 2): 2, (4, 1): 1}
@@ -64,11 +63,10 @@ def main() -> int:
         with Run(
             workdir, data, compiled, overrides=FIELDS, processes=processes, devices=devices
         ) as run:
-            moment = kill(run, rng, before)
+            moment = kill(run, rng)
             output = run.output(1_000_000)
-        # What the new start found, and what the kill left.
-        for found in re.findall(r"going on from step (\d+)", output.split("STARTED")[-1]):
-            count["not from the newest checkpoint"] += int(found) != before
+            if run.step() or run.resumed_from():
+                count["not from the newest checkpoint"] += run.resumed_from() != before
         count["damaged checkpoints"] += output.count("is damaged")
         count["wrong digests"] += wrong_digests(workdir, expected)
         committed = max(checkpoint_steps(workdir), default=0)
@@ -79,15 +77,15 @@ def main() -> int:
             count["damaged checkpoints"] += damaged(workdir)
             count["incomplete runs"] += len(read_lines(workdir / "digests.jsonl")) != len(expected)
             count["finished runs"] += 1
+            count["steps"] += FIELDS["train.steps"] - before
             shutil.rmtree(workdir)
             continue
         else:
             moments[moment] += 1
-            lost.append(last_step(workdir) - committed)
-            count["over the bound"] += lost[-1] >= 2 * EVERY
-        # The next start appends to the same output files.
-        for file in workdir.glob("output_*.txt"):
-            file.write_text("STARTED\n")
+            if run.step():
+                lost.append(run.step() - committed)
+                count["steps"] += run.step() - before
+                count["over the bound"] += lost[-1] >= 2 * EVERY
         if sum(moments.values()) % 10 == 0:
             print(f"{sum(moments.values())} kills, {dict(count)}", flush=True)
 
@@ -104,17 +102,17 @@ def main() -> int:
     return int(any(count[name] for name in must_be_zero))
 
 
-def kill(run: Run, rng: random.Random, before: int) -> str | None:
+def kill(run: Run, rng: random.Random) -> str | None:
     """Kills `run`; at which moment, or "finished" if it was faster, or None if it broke."""
     moment = rng.choice(MOMENTS)
     deadline = time.monotonic() + _TIMEOUT_S
     if moment == "starting":
         wait(run, rng.uniform(0, 8))
     else:
-        while run.alive() and last_step(run.workdir) <= before and time.monotonic() < deadline:
+        while run.alive() and not run.step() and time.monotonic() < deadline:
             time.sleep(0.02)
         if moment == "saving":
-            while run.alive() and not unfinished(run.workdir) and time.monotonic() < deadline:
+            while run.alive() and not run.saving() and time.monotonic() < deadline:
                 pass
         else:
             wait(run, rng.uniform(0, 4))
@@ -124,9 +122,9 @@ def kill(run: Run, rng: random.Random, before: int) -> str | None:
     if moment == "one first":
         rng.choice(run.processes).kill()
         time.sleep(rng.uniform(0, 1))
-    elif moment == "saving" and not unfinished(run.workdir):
-        moment = "training"  # it was over before it was seen
     run.kill()
+    if moment == "saving" and not run.saving():
+        moment = "training"  # it was over before it was seen
     return moment
 
 
@@ -134,10 +132,6 @@ def wait(run: Run, seconds: float) -> None:
     end = time.monotonic() + seconds
     while run.alive() and time.monotonic() < end:
         time.sleep(0.01)
-
-
-def unfinished(workdir: pathlib.Path) -> bool:
-    return any((workdir / "checkpoints").glob("*orbax-checkpoint-tmp*"))
 
 
 def wrong_digests(workdir: pathlib.Path, expected: dict[int, str]) -> int:
@@ -176,9 +170,10 @@ def table(count, lost, moments, shapes, minutes) -> str:
     lost = np.array(lost)
     of = lambda counter: ", ".join(f"{v} {k}" for k, v in sorted(counter.items()))  # noqa: E731
     rows = [
-        ("kills", f"{len(lost)}: {of(moments)}"),
+        ("kills", f"{sum(moments.values())}: {of(moments)}"),
         ("starts, processes × devices", ", ".join(f"{k}: {v}" for k, v in sorted(shapes.items()))),
-        ("runs finished in between", count["finished runs"]),
+        ("steps trained", count["steps"]),
+        (f"runs of {FIELDS['train.steps']} steps finished", count["finished runs"]),
         (f"lost steps a kill, saving every {EVERY}", f"mean {lost.mean():.1f}, max {lost.max()}"),
         (f"kills that lost {2 * EVERY} steps or more", count["over the bound"]),
         ("wrong digests", count["wrong digests"]),

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -48,6 +49,7 @@ class Run:
     ):
         self.workdir, self.processes = pathlib.Path(workdir), []
         self._outputs = []
+        self._left_over = _unfinished(self.workdir)
         self.workdir.mkdir(parents=True, exist_ok=True)
         fields = {"data.dir": data, **(overrides or {})}
         command = [sys.executable, "-m", "mnv4_jax.main", "--config=tests/small_net.py"]
@@ -57,7 +59,7 @@ class Run:
         for i in range(processes):
             peers = [f"--coordinator={address}", f"--num_processes={processes}"]
             peers += [f"--process_id={i}", "--peer_timeout_s=100"]
-            self._outputs.append((self.workdir / f"output_{i}.txt").open("ab"))
+            self._outputs.append((self.workdir / f"output_{i}.txt").open("wb"))
             self.processes.append(
                 subprocess.Popen(
                     command + (peers if processes > 1 else []),
@@ -81,12 +83,25 @@ class Run:
         return statuses
 
     def wait_for_step(self, step: int, timeout_s: float = _TIMEOUT_S) -> None:
-        """Returns as soon as metrics.jsonl has a line of `step` or a later one."""
+        """Returns as soon as this start has logged `step` or a later one."""
         deadline = time.monotonic() + timeout_s
-        while last_step(self.workdir) < step:
+        while self.step() < step:
             assert time.monotonic() < deadline, f"no step {step}:\n{self.output()}"
             assert self.alive(), f"ended before step {step}:\n{self.output()}"
             time.sleep(0.01)
+
+    def step(self) -> int:
+        """The last step that this start has logged, 0 before the first."""
+        return max(map(int, re.findall(r"^step (\d+)/", self._text(0), re.MULTILINE)), default=0)
+
+    def resumed_from(self) -> int:
+        """The checkpoint that this start says it goes on from, 0 if none."""
+        found = re.search(r"going on from step (\d+)", self._text(0))
+        return int(found[1]) if found else 0
+
+    def saving(self) -> bool:
+        """Whether this start has a save under way; what an earlier one left behind is none."""
+        return bool(_unfinished(self.workdir) - self._left_over)
 
     def alive(self) -> bool:
         return all(p.poll() is None for p in self.processes)
@@ -102,8 +117,12 @@ class Run:
             process.wait()
 
     def output(self, characters: int = 3000) -> str:
-        texts = [pathlib.Path(file.name).read_text(errors="replace") for file in self._outputs]
+        """What each process printed since this start; the ends of it."""
+        texts = [self._text(i) for i in range(len(self._outputs))]
         return "\n".join(f"--- process {i}\n{t[-characters:]}" for i, t in enumerate(texts))
+
+    def _text(self, process: int) -> str:
+        return pathlib.Path(self._outputs[process].name).read_text(errors="replace")
 
     def __enter__(self) -> "Run":
         return self
@@ -137,8 +156,13 @@ def read_lines(file: pathlib.Path) -> list[dict]:
     return lines
 
 
-def last_step(workdir: pathlib.Path) -> int:
-    return max((line["step"] for line in read_lines(workdir / "metrics.jsonl")), default=0)
+def _unfinished(workdir: pathlib.Path) -> set[tuple[str, int]]:
+    """Names and inodes of the folders of saves that have begun and are not committed."""
+    found = set()
+    for folder in (workdir / "checkpoints").glob("*orbax-checkpoint-tmp*"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((folder.name, folder.stat().st_ino))
+    return found
 
 
 def digests(workdir: pathlib.Path) -> dict[int, str]:

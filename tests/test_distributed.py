@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-from tests.processes import Run, checkpoint_steps, digests, last_step, losses, read_lines
+from tests.processes import Run, checkpoint_steps, digests, losses, read_lines
 
 STEPS = 14
 FIELDS = {"train.steps": STEPS, "train.eval_every_steps": 7, "checkpoint.every_steps": 4}
@@ -46,7 +46,7 @@ def stop_at(run, step, process=0):
     run.send(signal.SIGTERM, process)
     run.wait(expected=75)
     stopped = checkpoint_steps(run.workdir)[-1]
-    assert stopped >= last_step(run.workdir)
+    assert stopped >= run.step()
     assert f"stopped at step {stopped}, all saved" in run.output()
     return stopped
 
