@@ -17,9 +17,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.dir = ""  # empty: the demo set, drawn on first use
-    config.data.image_size = (
-        224  # px, side of a training crop; 128 is 3 times faster and learns less
-    )
+    config.data.image_size = 224  # px, side of a training crop; 128: faster, learns less
     config.data.eval_image_size = 0  # px; 0: the whole picture (median shorter side, <= max_px)
     config.data.max_px = 256  # a picture whose shorter side is longer is first scaled down to this
     config.data.crop = "native"  # "native": crop, never resample; "resize": scale the whole picture

@@ -1,4 +1,4 @@
-"""What every command line of the project shares: errors of one line and the exit status behind them.
+"""What every command line of the project shares: errors of one line, and their exit status.
 
 It lives here because `input_pipeline` stands apart and has a command of its own.
 """
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """Something the user can put right. The message is one line: what, where, what would be right."""
+    """Something the user can put right; one line: what, where, what would be right."""
 
 
 class ArgumentParser(argparse.ArgumentParser):

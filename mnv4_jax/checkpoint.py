@@ -104,13 +104,26 @@ class Checkpointer:
         )
 
     def latest_meta(self) -> tuple[int, dict[str, Any]] | None:
-        """Step and `meta` of the newest checkpoint whose `meta` can be read, or None."""
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        """Step and `meta` of the newest checkpoint whose `meta` can be read; None without any.
+
+        Raises:
+          UserError: there are checkpoints, but none can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
             try:
                 return step, read_meta(self.folder / str(step))
             except (OSError, ValueError):
                 continue
+        if steps:
+            raise self._none_intact(steps)
         return None
+
+    def _none_intact(self, damaged: list[int]) -> UserError:
+        return UserError(
+            f"{self.folder} holds no intact checkpoint (damaged: {damaged}):"
+            " delete the folder to start anew, or name another --workdir"
+        )
 
     def restore(self, like: step_lib.TrainState) -> tuple[step_lib.TrainState, dict] | None:
         """The newest intact state, or None where there is no checkpoint at all.
@@ -140,10 +153,7 @@ class Checkpointer:
                 self._manager.delete(bad)
             return state, meta
         if damaged:
-            raise UserError(
-                f"{self.folder} holds no intact checkpoint (damaged: {damaged}):"
-                " delete the folder to start anew, or name another --workdir"
-            )
+            raise self._none_intact(damaged)
         return None
 
     def _restore_step(self, step: int, like: step_lib.TrainState):

@@ -160,7 +160,10 @@ def _open_if_there(data_dir: str, split: str) -> sources.Source | None:
 def _start(config, optimizer, checkpointer, mesh, say) -> tuple[step.TrainState, int]:
     """The state to start from and its step; see this module's docstring."""
     init = functools.partial(step.init_state, optimizer=optimizer)
-    weights = step.fresh_weights(config)
+    try:
+        weights = step.fresh_weights(config)
+    except ValueError as error:  # no such model, or a Gabor bank that cannot be
+        raise UserError(f"config.{error}") from None
     everywhere = sharding.replicated(mesh)
     if found := checkpointer.latest_meta():
         _check_same_model(config, found[1]["config"], checkpointer.folder)

@@ -48,10 +48,6 @@ def test_the_demo_set_brings_its_own_size_and_epochs_unless_they_are_given():
             [SMALL, "--config.gabor.mode=on"],
             r"gabor\.mode='on': must be one of none, enhance, conc",
         ),
-        (
-            [SMALL, "--config.model.name=resnet"],
-            r"model\.name='resnet': must be one of mobilenetv4",
-        ),
         ([SMALL, "--config.augment.flip=2"], r"augment\.flip=2.*from 0 to 1"),
         ([SMALL, "--config.data.jpeg_quality=(90, 30)"], r"jpeg_quality.*the lower first"),
         ([SMALL, "--config.train.learning_rate=nan"], r"learning_rate=nan: must be"),

@@ -108,6 +108,16 @@ def test_another_model_in_the_workdir_is_refused(finished, picture_folder):
         train.run(config, str(finished))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("model.name", "resnet", "one of mobilenetv4"), ("gabor.kernel_size", 4, "odd")],
+)
+def test_an_impossible_model_is_refused(picture_folder, tmp_path, field, value, message):
+    config = config_for(picture_folder, **{"gabor.mode": "concat", field: value})
+    with pytest.raises(UserError, match=f"config.{field}={value!r}.*{message}"):
+        train.run(config, str(tmp_path))
+
+
 def test_a_batch_must_divide_by_the_devices(picture_folder, tmp_path):
     with pytest.raises(
         UserError, match=r"batch_size=10 does not divide by the 4 devices: 12 would"
@@ -150,8 +160,10 @@ def test_a_diverging_run_stops_with_its_last_checkpoint_intact(picture_folder, t
 def test_the_command_line_reports_bad_input_in_one_line(picture_folder, tmp_path, request):
     """As a user meets it: a real process, exit status 2, no traceback."""
     done = subprocess.run(
-        [sys.executable, "-m", "mnv4_jax.main", "--config=configs/small.py"]
-        + [f"--workdir={tmp_path}", f"--config.data.dir={tmp_path / 'nowhere'}"],
+        [
+            *(sys.executable, "-m", "mnv4_jax.main", "--config=configs/small.py"),
+            *(f"--workdir={tmp_path}", f"--config.data.dir={tmp_path / 'nowhere'}"),
+        ],
         cwd=request.config.rootpath,
         capture_output=True,
         text=True,
