@@ -63,4 +63,5 @@ def _crop(image: np.ndarray, x: float, y: float, side: float) -> Face:
     size = max(1, min(round(MARGIN * side), height, width))
     left = int(np.clip(round(x - size / 2), 0, width - size))
     top = int(np.clip(round(y - size / 2), 0, height - size))
-    return Face((left, top, size, size), image[top : top + size, left : left + size])
+    # A copy: a view would keep the whole photograph in memory.
+    return Face((left, top, size, size), image[top : top + size, left : left + size].copy())
