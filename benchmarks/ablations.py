@@ -1,0 +1,112 @@
+"""The recipe's experiments: trains what is missing, prints the table of docs/RESULTS.md.
+
+    python benchmarks/ablations.py --data=$MNV4_DATA --workdir=runs/ablations
+
+Choices are made by Validation; Test is printed for the rows that finished, and decides nothing.
+Hours on a CPU; on one H100 with 16 cores the whole list took 17 minutes, six to eight at a time
+(--jobs), each stopped after 400 s, which cut the longest ones short.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import pathlib
+import subprocess
+import sys
+
+LIGHT = ["train.batch_size=128", "train.epochs=120", "train.eval_every_steps=375"]
+LONG = [
+    "data.image_size=224", "train.batch_size=128", "train.epochs=110",
+    "train.eval_every_steps=344", "augment.erase=0.5", "model.drop_path_rate=0.1",
+    "train.weight_decay=0.1",
+]  # fmt: skip
+DAMAGE = [
+    "data.jpeg_prob=0.3", "data.downscale_prob=0.2", "augment.blur=0.7", "augment.noise=0.02",
+]  # fmt: skip
+STRONGER = ["data.jpeg_prob=0.5", "data.downscale_prob=0.3", *DAMAGE[2:], "augment.erase=0.3"]
+
+# name: (data set, what is set beyond configs/small.py)
+EXPERIMENTS = {
+    "rvf_20ep": ("rvf10k", ["data.image_size=128", "train.epochs=20"]),
+    "f_rvf_20ep": ("rvf10k", ["data.image_size=224", "train.epochs=20"]),
+    "rvf_none": ("rvf10k", ["data.image_size=128", "gabor.mode=none", *LIGHT]),
+    "rvf_concat": ("rvf10k", ["data.image_size=128", *LIGHT]),
+    "rvf_damage": ("rvf10k", ["data.image_size=128", *LIGHT, *STRONGER]),
+    "rvf_224": ("rvf10k", ["data.image_size=224", *LIGHT]),
+    "rvf_224_erase_dp": ("rvf10k", [*LONG, *LIGHT]),
+    "f_rvf": ("rvf10k", LONG),
+    "f_rvf_none": ("rvf10k", [*LONG, "gabor.mode=none"]),
+    "f_rvf_learn": ("rvf10k", [*LONG, "gabor.learnable=True"]),
+    "f_rvf_damage": ("rvf10k", [*LONG, *DAMAGE]),
+    "dfdc_8": (
+        "dfdc_faces",
+        ["data.image_size=128", "train.batch_size=128", "train.steps=1750",
+         "train.eval_every_steps=350"],
+    ),
+    "dfdc_224": (
+        "dfdc_faces",
+        ["data.image_size=224", "train.batch_size=256", "train.epochs=20",
+         "train.eval_every_steps=188"],
+    ),
+    "f_dfdc_damage": (
+        "dfdc_faces", [*LONG, *DAMAGE, "train.epochs=18", "train.eval_every_steps=375"]
+    ),
+    "g_dfdc": (
+        "dfdc_faces",
+        [*LONG, "train.batch_size=256", "train.epochs=22", "train.eval_every_steps=188",
+         "train.learning_rate=0.003"],
+    ),
+}  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="the folder of image sets")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--seconds", type=float, help="each run is stopped after so long")
+    args = parser.parse_args()
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda name: train(name, args), EXPERIMENTS))
+    print("| run | beyond `configs/small.py` | pictures seen | train AUC | best Validation AUC", end="")
+    print(" (at step) | Test AUC | Test accuracy |\n| --- | --- | --- | --- | --- | --- | --- |")
+    for name in EXPERIMENTS:
+        print(row(name, args.workdir / name / "metrics.jsonl"))
+
+
+def train(name: str, args) -> None:
+    """Runs one experiment unless its metrics are there."""
+    data, fields = EXPERIMENTS[name]
+    workdir = args.workdir / name
+    if (workdir / "metrics.jsonl").exists():
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "mnv4_jax.main", "--config=configs/small.py"]
+    command += [f"--workdir={workdir}", f"--config.data.dir={args.data}/{data}"]
+    command += [f"--config.{field}" for field in fields]
+    with open(workdir / "log.txt", "w") as log:
+        run = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            run.wait(args.seconds)
+        except subprocess.TimeoutExpired:
+            run.terminate()  # it saves and leaves
+            run.wait()
+
+
+def row(name: str, metrics: pathlib.Path) -> str:
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    split = {s: [x for x in lines if x["split"] == s] for s in ("train", "validation", "test")}
+    best = max(split["validation"], key=lambda x: x["auc"] or 0)
+    last = split["train"][-1]
+    config = dict(field.split("=") for field in EXPERIMENTS[name][1])
+    seen = last["step"] * int(config.get("train.batch_size", 64))
+    test = split["test"][-1] if split["test"] else None
+    return (
+        f"| {name} | {' '.join(EXPERIMENTS[name][1])} | {seen:,} | {last['auc']:.3f}"
+        f" | {best['auc']:.3f} ({best['step']})"
+        + (f" | {test['auc']:.3f} | {test['accuracy']:.3f} |" if test else " | – | – |")
+    )
+
+
+if __name__ == "__main__":
+    main()
