@@ -135,7 +135,7 @@ def sample_person(rng: np.random.Generator) -> Person:
 
 def sample_shot(rng: np.random.Generator) -> Shot:
     """The circumstances of one picture."""
-    aside, above = rng.uniform(0.6, 0.9), rng.uniform(-0.2, 1.4)  # of 1; radians: lamps hang
+    aside, above = rng.uniform(0.6, 0.9), rng.uniform(-0.2, 1.0)  # of 1; radians: lamps hang
     light = (
         rng.choice([-1, 1]) * aside * np.cos(above),
         -aside * np.sin(above),
