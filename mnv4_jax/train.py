@@ -26,7 +26,8 @@ from ml_collections import ConfigDict
 from input_pipeline import batches as batches_lib
 from input_pipeline import sources
 from input_pipeline.cli import UserError
-from mnv4_jax import augment, calibration, checkpoint, scoring, sharding, step, writers
+from input_pipeline.demo import ensure_demo
+from mnv4_jax import augment, calibration, checkpoint, flops, scoring, sharding, step, writers
 from mnv4_jax.metrics import binary_metrics
 from mnv4_jax.models.transfer import transfer
 from mnv4_jax.preemption import EXIT_STATUS, Preemption
@@ -214,15 +215,7 @@ def _evaluate(graphdef, config, mesh, on_bad, state_or_model, source):
     model = state_or_model
     if isinstance(state_or_model, step.TrainState):
         model = step.merge(graphdef, state_or_model.ema)
-    batches = batches_lib.eval_batches(
-        source,
-        config.data,
-        batch_size=config.train.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        on_bad=on_bad,
-    )
-    scores = scoring.score(model, batches, mesh)
+    scores = scoring.score_source(model, source, config.data, mesh, on_bad=on_bad)
     results = {"n": len(scores.labels), **binary_metrics(scores.labels, scores.logits)}
     return results, calibration.fit(scores.logits, scores.labels)
 
@@ -242,7 +235,7 @@ def _finish(config, workdir, evaluate, writer, state, total_steps, say) -> None:
         writer.write(best.step, "test", results["test"])
     writers.draw_curves(workdir)
     say(f"\nbest checkpoint by validation AUC: step {best.step} of {total_steps}")
-    data = config.data.dir or sources.demo_dir()
+    data = config.data.dir or ensure_demo()
     writers.print_summary(
         results,
         [
@@ -291,6 +284,7 @@ class _TrainLog:
 
     def __init__(self, writer, progress, config, schedule, n_devices):
         self._writer, self._progress = writer, progress
+        self._flops_per_image = flops.per_image(config)
         self._config, self._schedule, self._n_devices = config, schedule, n_devices
         self._pending = collections.deque()
         self._losses, self._logits, self._labels = [], [], []
@@ -338,6 +332,9 @@ class _TrainLog:
             "auc": window["auc"],
             "images_per_s": images_per_s,
             "images_per_s_per_device": images_per_s / self._n_devices,
+            "model_flops_utilisation": flops.utilisation(
+                self._flops_per_image * images_per_s / self._n_devices, jax.devices()[0]
+            ),
             "learning_rate": float(self._schedule(done - 1)),
             "grad_norm": float(metrics["grad_norm"]),
             "bad_steps": int(metrics["bad_steps"]),
