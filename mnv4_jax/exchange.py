@@ -56,22 +56,17 @@ def from_timm(
     tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
     weights = _pure(model)
     values = _flat(weights)
-    if new_head and has_other_head(tensors):
-        tensors = {k: v for k, v in tensors.items() if k not in _HEAD}
-        kept = {path: value for path, value in values.items() if timm_key(path) in _HEAD}
-    else:
-        kept = {}
-    wanted = {timm_key(p): torch_shape(v.shape) for p, v in values.items() if p not in kept}
+    fresh = _HEAD if new_head and has_other_head(tensors) else ()
+    tensors = {k: v for k, v in tensors.items() if k not in fresh}
     taps = tensors.pop(TAPS, None) if model.gabor is not None else None
+    keys = {path: timm_key(path) for path in values}
+    wanted = {k: torch_shape(values[p].shape) for p, k in keys.items() if k not in fresh}
     _check_keys(tensors, wanted)
-    found = {
-        path: kept.get(path)
-        if path in kept
-        else jnp.asarray(_from_torch(tensors[timm_key(path)]), value.dtype)
-        for path, value in values.items()
-    }
+    for path, key in keys.items():
+        if key not in fresh:
+            values[path] = jnp.asarray(_from_torch(tensors[key]), values[path].dtype)
     loaded = {
-        name: nnx.from_flat_state([(p[1:], v) for p, v in found.items() if p[0] == name])
+        name: nnx.from_flat_state([(p[1:], v) for p, v in values.items() if p[0] == name])
         for name in weights
     }
     if model.gabor is not None:
