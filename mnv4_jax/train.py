@@ -284,11 +284,14 @@ class _TrainLog:
 
     def __init__(self, writer, progress, config, schedule, n_devices):
         self._writer, self._progress = writer, progress
-        self._flops_per_image = flops.per_image(config)
         self._config, self._schedule, self._n_devices = config, schedule, n_devices
         self._pending = collections.deque()
         self._losses, self._logits, self._labels = [], [], []
         self.restart_clock()
+
+    @functools.cached_property
+    def _flops_per_image(self) -> float:
+        return flops.per_image(self._config)  # a second of tracing: not before the first step
 
     def restart_clock(self) -> None:
         """Leaves what came before (evaluation) out of the next images/s."""
