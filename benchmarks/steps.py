@@ -1,0 +1,64 @@
+"""What the benchmarks of the training step share: the project's own step, compiled, and a clock."""
+
+import contextlib
+import functools
+import time
+
+import jax
+import numpy as np
+
+from configs import small
+from mnv4_jax import sharding, step
+from mnv4_jax.ops import conv
+
+
+def median_s(run, finish, *, rounds=5, repeats=1):
+    """Median seconds of one of `repeats` runs that are dispatched together and waited for."""
+    finish(run())  # what is compiled on first use
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(repeats):
+            result = run()
+        finish(result)
+        times.append((time.perf_counter() - start) / repeats)
+    return float(np.median(times))
+
+
+def config_for(batch_size, size, dtype="auto"):
+    config = small.get_config()
+    config.data.image_size = size
+    config.gabor.mode = "none"
+    config.model.dtype = dtype
+    config.train.batch_size = batch_size
+    for name in config.augment:
+        config.augment[name] = type(config.augment[name])(0)
+    return config
+
+
+def make_step(config, form=None):
+    """(compiled step, state, seconds to compile) of the project's own train_step."""
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    optimizer = step.make_optimizer(config, step.learning_rate(config, 1000, 100))
+    state = jax.jit(functools.partial(step.init_state, optimizer=optimizer))(
+        step.fresh_weights(config)
+    )
+    run = functools.partial(
+        step.train_step, graphdef=step.graph(config), optimizer=optimizer, config=config, mesh=mesh
+    )
+    start = time.perf_counter()
+    with conv.use(form) if form else contextlib.nullcontext():
+        compiled = jax.jit(run, donate_argnums=0).lower(state, random_batch(config)).compile()
+    return compiled, state, time.perf_counter() - start
+
+
+def random_batch(config):
+    batch, size = config.train.batch_size, config.data.image_size
+    rng = np.random.default_rng(0)
+    return jax.device_put(
+        {
+            "image": rng.integers(0, 256, (batch, size, size, 3), np.uint8),
+            "label": rng.integers(0, 2, batch, np.int32),
+            "position": np.arange(batch, dtype=np.uint32),
+        }
+    )
