@@ -172,17 +172,22 @@ ffi::Error depthwise_dk(ffi::ThreadPool pool, Array x, Array dy, int64_t stride,
 // outputs is kh matrix products straight from the padded image, without an im2col.
 
 // C [m, n] += A [m, k] B [k, n]; B's and C's columns are consecutive, everything else has a stride.
-// C's rows may overlap: they are updated one after the other.
-template <int R, typename L>
+// C's rows may overlap: they are updated one after the other. A tile is R rows of P vectors, whose
+// sums stay in registers.
+template <int R, int P, typename L>
 void tile(L, int64_t k, const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t b_row,
           float* c, int64_t c_row) {
   using V = typename L::type;  // as a template argument it would lose its attributes
-  V sum[R]{};
-  for (int64_t i = 0; i < k; ++i) {
-    const V column = *(const V*)(b + i * b_row);
-    for (int r = 0; r < R; ++r) sum[r] += a[r * a_row + i * a_col] * column;
+  constexpr int64_t lanes = sizeof(V) / sizeof(float);
+  V sum[R][P]{};
+  for (int64_t i = 0; i < k; ++i, a += a_col, b += b_row) {
+    V column[P];
+    for (int p = 0; p < P; ++p) column[p] = *(const V*)(b + p * lanes);
+    for (int r = 0; r < R; ++r)
+      for (int p = 0; p < P; ++p) sum[r][p] += a[r * a_row] * column[p];
   }
-  for (int r = 0; r < R; ++r) *(V*)(c + r * c_row) += sum[r];
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p) *(V*)(c + r * c_row + p * lanes) += sum[r][p];
 }
 
 void add_product(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_row, int64_t a_col,
@@ -195,9 +200,9 @@ void add_product(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_row,
       float* to = c + row * c_row;
       int64_t i = 0;
       for (; i + 32 <= n; i += 32)
-        tile<R>(Lanes<32>{}, k, from, a_row, a_col, b + i, b_row, to + i, c_row);
+        tile<R, 2>(Lanes<16>{}, k, from, a_row, a_col, b + i, b_row, to + i, c_row);
       for_lanes(n - i, [&](auto lanes, int64_t j) {
-        tile<R>(lanes, k, from, a_row, a_col, b + i + j, b_row, to + i + j, c_row);
+        tile<R, 1>(lanes, k, from, a_row, a_col, b + i + j, b_row, to + i + j, c_row);
       });
     }
   };
