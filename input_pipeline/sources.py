@@ -5,6 +5,7 @@ Every source is random access and returns the file's bytes; decoding is the next
 
 import csv
 import functools
+import glob
 import os
 from collections.abc import Sequence
 from typing import Protocol
@@ -140,6 +141,7 @@ def _data_folder(data_dir: str) -> str:
         from input_pipeline.demo import ensure_demo
 
         return os.fspath(ensure_demo())
+    data_dir = os.path.expanduser(data_dir)  # no shell does, after --config.data.dir=
     if not os.path.isdir(data_dir):
         what = "is a file" if os.path.exists(data_dir) else "does not exist"
         raise UserError(f"data folder {data_dir} {what}; expected a folder with {LAYOUT}")
@@ -147,14 +149,9 @@ def _data_folder(data_dir: str) -> str:
 
 
 def _is_prepared(folder: str) -> bool:
-    """Whether TFDS wrote this folder: a `dataset_info.json` at most three levels down."""
-    for root, folders, files in os.walk(folder):
-        if "dataset_info.json" in files:
-            return True
-        depth = os.path.relpath(root, folder).count(os.sep)
-        # A class folder of 100,000 pictures is not worth listing for this.
-        folders[:] = [] if depth >= 2 else [f for f in folders if f.capitalize() not in SPLITS]
-    return False
+    """Whether TFDS wrote this folder, or the data set or its version below it."""
+    patterns = ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
+    return any(glob.glob(pattern, root_dir=folder) for pattern in patterns)
 
 
 def _split_folders(data_dir: str) -> dict[str, str]:
