@@ -58,7 +58,9 @@ def run(config: ConfigDict, workdir: str) -> int:
     # The data: how much there is decides how long the run is.
     source = sources.open_source(config.data.dir, "Train")
     validation = _open_if_there(config.data.dir, "Validation")
-    if not config.data.eval_image_size:
+    if not config.data.eval_image_size and config.data.crop == "resize":
+        config.data.eval_image_size = config.data.image_size
+    elif not config.data.eval_image_size:
         shorter = batches_lib.median_shorter_side(source)
         config.data.eval_image_size = max(32, min(shorter, config.data.max_px))
     steps_per_epoch = len(source) / config.train.batch_size
