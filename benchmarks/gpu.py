@@ -27,7 +27,7 @@ import time
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # the project need not be installed
-from steps import config_for, make_step, median_s, random_batch  # noqa: E402
+from steps import config_for, make_step, median_s, random_batch
 
 GROUPS = {"step": 300, "torch": 140, "ops": 50, "input": 90}  # name: seconds at most
 SIZE = 224  # px
