@@ -1,0 +1,126 @@
+"""What surrounds the step: start-up, input, host time, predict. Prints the table:
+
+  python benchmarks/loop.py [--out=FILE.jsonl] [--batch=64] [--size=128] [--steps=40]
+
+start: `mnv4_jax.main` on the demo set (drawn beforehand) from its process's start to its first
+  line in metrics.jsonl, with log_every_steps=1, without and with XLA's persistent cache;
+loop: images/s by metrics.jsonl over the steps after the first ten, decoding included, against
+  the bare step (same config, augmentation and Gabor bank included) on a resident batch;
+host: what dispatching one step costs the host, queue empty;
+predict: `mnv4_jax.predict` on one picture, cold process to answer, second run (cache warm).
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+from steps import make_step, median_s, random_batch
+
+from configs import small
+from input_pipeline import demo
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--out", default="")
+    args = parser.parse_args()
+
+    def report(what, value, unit):
+        print(f"| {what} | {value:.4g} {unit} |", flush=True)
+        if args.out:
+            with open(args.out, "a") as file:
+                file.write(json.dumps({"what": what, "value": value, "unit": unit}) + "\n")
+
+    print("| what | value |\n| --- | --- |")
+    data = demo.ensure_demo()
+    with tempfile.TemporaryDirectory() as folder:
+        env = os.environ | {"JAX_COMPILATION_CACHE_DIR": os.path.join(folder, "xla")}
+        for name in ("cold", "warm"):
+            report(f"start to first loss, {name}", first_loss_s(folder, name, args, env), "s")
+        rates = loop_rates(os.path.join(folder, "loop"), args, env)
+        bare, host_s = bare_step(args)
+        report("loop, decoding included", rates, "images/s")
+        report("bare step", bare, "images/s")
+        report("loop / bare", rates / bare, "")
+        report("host time to dispatch a step", 1e3 * host_s, "ms")
+        picture = str(next(pathlib.Path(data).rglob("*.jpg")))
+        command = [sys.executable, "-m", "mnv4_jax.predict"]
+        command += [f"--checkpoint={folder}/loop", picture]
+        for name in ("first run", "second run"):
+            start = time.perf_counter()
+            subprocess.run(command, env=env, check=True, capture_output=True)
+            report(f"predict, one picture, {name}", time.perf_counter() - start, "s")
+
+
+def train_command(workdir, args, *fields):
+    return [
+        sys.executable,
+        *("-m", "mnv4_jax.main", "--config=configs/small.py", f"--workdir={workdir}"),
+        f"--config.train.batch_size={args.batch}",
+        f"--config.data.image_size={args.size}",
+        *(f"--config.{field}" for field in fields),
+    ]
+
+
+def first_loss_s(folder, name, args, env):
+    """Seconds from the process's start to the first line of metrics.jsonl; then it is ended."""
+    workdir = os.path.join(folder, name)
+    command = train_command(workdir, args, "train.log_every_steps=1")
+    start = time.perf_counter()
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
+    metrics = pathlib.Path(workdir, "metrics.jsonl")
+    try:
+        while not (metrics.exists() and metrics.stat().st_size):
+            if process.poll() is not None:
+                raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+            time.sleep(0.01)
+        return time.perf_counter() - start
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(workdir, ignore_errors=True)
+
+
+def loop_rates(workdir, args, env):
+    """Median images/s of the log lines after the first."""
+    fields = (
+        f"train.steps={args.steps}",
+        "train.log_every_steps=5",
+        "train.eval_every_steps=100000",
+    )
+    subprocess.run(train_command(workdir, args, *fields), env=env, check=True, capture_output=True)
+    lines = map(json.loads, pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines())
+    rates = [line["images_per_s"] for line in lines if line["split"] == "train"]
+    return statistics.median(rates[2:])
+
+
+def bare_step(args):
+    """(images/s, seconds of the host to dispatch one step)."""
+    config = small.get_config()
+    config.data.image_size, config.train.batch_size = args.size, args.batch
+    compiled, state, _ = make_step(config)
+    batch, box, host = random_batch(config), [state], []
+
+    def run():
+        start = time.perf_counter()
+        box[0], metrics = compiled(box[0], batch)
+        host.append(time.perf_counter() - start)
+        return metrics
+
+    seconds = median_s(run, jax.block_until_ready, rounds=10)
+    return args.batch / seconds, statistics.median(host)
+
+
+if __name__ == "__main__":
+    main()
