@@ -244,11 +244,10 @@ def _finish(config, workdir, evaluate, writer, state, total_steps, say) -> None:
             f"python -m mnv4_jax.evaluate --checkpoint={workdir} --data={data}"
             f" --out={workdir / 'report'}",
             f"python -m mnv4_jax.predict --checkpoint={workdir} PHOTO.jpg",
-            f"python -m mnv4_jax.convert --checkpoint={workdir} --to=onnx --out=model.onnx",
-            f"tensorboard --logdir={workdir / 'tensorboard'}    # curves also in"
-            f" {workdir / 'curves.png'}",
+            f"python -m mnv4_jax.convert --checkpoint={workdir} --to=torch --out=model.safetensors",
         ],
     )
+    say(f"curves: {workdir / 'curves.png'}, and for TensorBoard in {workdir / 'tensorboard'}")
 
 
 class BadImages:

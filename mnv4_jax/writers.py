@@ -15,11 +15,16 @@ class MetricsWriter:
     """Appends to WORKDIR/metrics.jsonl and to TensorBoard files; only process 0 has one."""
 
     def __init__(self, workdir: epath.Path, *, start_step: int):
-        """Forgets what an interrupted run wrote of steps after `start_step`: they come again."""
+        """Forgets what an interrupted run wrote of steps after `start_step`, and the Test line that
+        a finished one ends with: they come again."""
         from tensorboardX import SummaryWriter
 
         self._file = workdir / "metrics.jsonl"
-        kept = [line for line in read_metrics(workdir) if line["step"] <= start_step]
+        kept = [
+            line
+            for line in read_metrics(workdir)
+            if line["step"] <= start_step and line["split"] != "test"
+        ]
         replace_text(self._file, "".join(map(_line, kept)))
         # purge_step 0 would be ignored; a fresh run has nothing to purge.
         purge = start_step + 1 if start_step else None
