@@ -91,3 +91,11 @@ def test_padding_other_than_half():
 def test_other_groups_are_refused():
     with pytest.raises(ValueError, match="groups"):
         conv.conv2d(jnp.zeros((1, 4, 4, 4)), jnp.zeros((3, 3, 2, 4)), groups=2)
+
+
+def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("CXX", "/bin/false")
+    monkeypatch.setenv("MNV4_CACHE", str(tmp_path))
+    assert not kernels.available.__wrapped__()
+    assert "cannot be built" in caplog.text
+    assert not list(tmp_path.rglob("*.so"))

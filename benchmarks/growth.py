@@ -1,0 +1,63 @@
+"""How the cost of a step grows with batch and picture size: time, memory, checkpoint. Prints:
+
+    python benchmarks/growth.py [--out=FILE.jsonl] [--points=128:16,128:64,224:16,224:64]
+
+The shipped step without the Gabor bank, on a resident batch. Memory is what XLA's program needs
+besides its arguments. The last line is the time to write one checkpoint, which neither changes.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+
+import jax
+from steps import config_for, make_step, median_s, random_batch
+
+from mnv4_jax import checkpoint
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--points", default="128:16,128:64,224:16,224:64", help="px:batch, ...")
+    parser.add_argument("--out", default="")
+    args = parser.parse_args()
+    print("| px | batch | ms a step | us a picture and 1000 px | temporary MiB |")
+    print("| --- | --- | --- | --- | --- |")
+    for point in args.points.split(","):
+        size, batch = map(int, point.split(":"))
+        config = config_for(batch, size)
+        compiled, state, _ = make_step(config)
+        images, box = random_batch(config), [state]
+
+        def run(compiled=compiled, images=images, box=box):
+            box[0], metrics = compiled(box[0], images)
+            return metrics
+
+        seconds = median_s(run, jax.block_until_ready)
+        row = {
+            "px": size,
+            "batch": batch,
+            "ms": round(1e3 * seconds, 1),
+            "us_per_picture_1000_px": round(1e9 * seconds / (batch * size * size), 1),
+            "temp_mib": compiled.memory_analysis().temp_size_in_bytes >> 20,
+        }
+        print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
+        if args.out:
+            with open(args.out, "a") as file:
+                file.write(json.dumps(row) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        checkpointer = checkpoint.Checkpointer(folder, keep=1)
+        meta = checkpoint.make_meta(config, calibration=None, metrics=None)
+        checkpointer.save(1, box[0], meta, None)
+        blocked = time.perf_counter() - start
+        checkpointer.wait()
+        print(
+            f"checkpoint: {blocked:.2f} s in the loop, {time.perf_counter() - start:.2f} s in all"
+        )
+        checkpointer.close()
+
+
+if __name__ == "__main__":
+    main()
