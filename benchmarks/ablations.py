@@ -68,7 +68,10 @@ def main():
     args = parser.parse_args()
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda name: train(name, args), EXPERIMENTS))
-    print("| run | beyond `configs/small.py` | pictures seen | train AUC | best Validation AUC", end="")
+    print(
+        "| run | beyond `configs/small.py` | pictures seen | train AUC | best Validation AUC",
+        end="",
+    )
     print(" (at step) | Test AUC | Test accuracy |\n| --- | --- | --- | --- | --- | --- | --- |")
     for name in EXPERIMENTS:
         print(row(name, args.workdir / name / "metrics.jsonl"))

@@ -1,11 +1,17 @@
 """Every test runs on the CPU, on four virtual devices, whatever the machine has."""
 
+import atexit
 import os
+import pathlib
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
-
-import pathlib
+# A step takes longer to compile than to test: each program once a session, processes included.
+_CACHE = tempfile.mkdtemp(prefix="mnv4_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
 import cv2
 import numpy as np

@@ -110,9 +110,7 @@ def test_schedule_warms_up_to_the_peak_and_ends_at_zero():
 def test_weight_decay_spares_biases_and_batch_norm():
     config = tiny_config(**{"train.weight_decay": 0.5, "train.clip_norm": 1e9})
     optimizer = step.make_optimizer(config, 1e-2)
-    params = nnx.as_pure(
-        nnx.split(classifier.build(config, seed=0), nnx.Param, nnx.BatchStat)[1]
-    )
+    params = nnx.as_pure(nnx.split(classifier.build(config, seed=0), nnx.Param, nnx.BatchStat)[1])
     params = jax.tree.map(jnp.ones_like, params)
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
