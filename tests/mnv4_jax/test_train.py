@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from input_pipeline.cli import UserError
@@ -116,6 +118,23 @@ def test_an_impossible_model_is_refused(picture_folder, tmp_path, field, value, 
     config = config_for(picture_folder, **{"gabor.mode": "concat", field: value})
     with pytest.raises(UserError, match=f"config.{field}={value!r}.*{message}"):
         train.run(config, str(tmp_path))
+
+
+def test_init_from_starts_with_the_weights_of_another_run(
+    finished, picture_folder, tmp_path, capsys
+):
+    still = {"model.init_from": str(finished), "train.learning_rate": 0.0, "train.steps": 1}
+    assert train.run(config_for(picture_folder, **still), str(tmp_path)) == 0
+    assert f"starting from the weights of {finished}" in capsys.readouterr().out
+    source = checkpoint.load(finished).weights["params"]
+    started = checkpoint.load(tmp_path, raw=True).weights["params"]
+    jax.tree.map(np.testing.assert_array_equal, started, source)
+
+
+def test_init_from_names_its_field_where_there_is_nothing(picture_folder, tmp_path):
+    nowhere = {"model.init_from": str(tmp_path / "nowhere")}
+    with pytest.raises(UserError, match=r"config\.model\.init_from: .*nowhere: no such folder"):
+        train.run(config_for(picture_folder, **nowhere), str(tmp_path / "run"))
 
 
 def test_a_batch_must_divide_by_the_devices(picture_folder, tmp_path):
