@@ -197,8 +197,7 @@ def _transferred(path: str, weights: dict[str, Any], say) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"config.model.init_from: {error}") from None
     say("\n".join([f"starting from the weights of {source.path}", *notes]))
-    # To the host: they were restored to one device, and the state goes to all of them.
-    return jax.device_get({"params": params, "stats": stats})
+    return {"params": params, "stats": stats}
 
 
 def _check_same_model(config: ConfigDict, saved: Mapping[str, Any], folder: epath.Path) -> None:

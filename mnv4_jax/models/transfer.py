@@ -1,6 +1,6 @@
 """Starting from the weights of another run or of ImageNet, whatever its front end was."""
 
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from input_pipeline.cli import UserError
@@ -22,7 +22,8 @@ def transfer(
       source_params, source_stats: pure states to start from.
 
     Returns:
-      (params, stats, notes): the notes say in words what was not simply copied.
+      (params, stats, notes): NumPy arrays, which belong to no device and compile nothing; the notes
+      say in words what was not simply copied.
 
     Raises:
       UserError: the source is another network; lists the parameters that differ.
@@ -41,9 +42,10 @@ def _copied(state, source, notes):
         if path[0] != "gabor"
     ]
     for path in values.keys() & source.keys():
-        fresh, given = values[path], source[path].astype(values[path].dtype)
+        fresh = values[path]
+        given = np.asarray(source[path], fresh.dtype)
         if fresh.shape == given.shape:
-            values[path] = jnp.copy(given)
+            values[path] = given
         elif path == _STEM and fresh.shape[3] == given.shape[3]:
             values[path] = _stem(fresh, given, notes)
         elif path[:2] == _HEAD or path[0] == "gabor":
@@ -64,7 +66,7 @@ def _stem(fresh, given, notes):
     ours, theirs = fresh.shape[2], given.shape[2]
     if ours > theirs:
         notes.append(f"{_name(_STEM)}: {ours - theirs} further input channels start at zero")
-        return jnp.pad(given, ((0, 0), (0, 0), (0, ours - theirs), (0, 0)))
+        return np.pad(given, ((0, 0), (0, 0), (0, ours - theirs), (0, 0)))
     notes.append(f"{_name(_STEM)}: {theirs - ours} input channels of the source are dropped")
     return given[:, :, :ours]
 
