@@ -7,14 +7,14 @@ import pytest
 
 from input_pipeline.cli import UserError
 from mnv4_jax import checkpoint, sharding, step
-from tests.tiny import tiny_config
+from tests.tiny import four_block_config
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A workdir with checkpoints 10 (AUC 0.9), 20 (0.6), 30 and 40 (no metrics), and the states."""
     workdir = tmp_path_factory.mktemp("run")
-    config = tiny_config()
+    config = four_block_config()
     optimizer = step.make_optimizer(config, 1e-3)
     state = jax.jit(lambda w: step.init_state(w, optimizer))(step.fresh_weights(config))
     checkpointer = checkpoint.Checkpointer(workdir, keep=2)
@@ -34,7 +34,7 @@ def workdir(saved, tmp_path):
 
 
 def like():
-    config = tiny_config()
+    config = four_block_config()
     optimizer = step.make_optimizer(config, 1e-3)
     state = jax.eval_shape(lambda w: step.init_state(w, optimizer), step.fresh_weights(config))
     everywhere = sharding.replicated(sharding.make_mesh())
@@ -111,7 +111,7 @@ def test_calibration_is_kept_in_the_checkpoint(workdir):
     assert checkpoint.load(folder).calibration is None
     checkpoint.save_calibration(folder, {"temperature": 1.5})
     assert checkpoint.load(folder).calibration == {"temperature": 1.5}
-    assert checkpoint.load(folder).config.model.name == tiny_config().model.name
+    assert checkpoint.load(folder).config.model.name == four_block_config().model.name
 
 
 def test_nan_auc_does_not_evict_the_best(workdir):
@@ -140,6 +140,6 @@ def test_no_checkpoint_is_one_line(tmp_path, what):
 
 
 def test_json_turns_back_into_the_same_config():
-    config = tiny_config()
+    config = four_block_config()
     again = checkpoint.as_config(json.loads(config.to_json_best_effort()))
     assert again.to_dict() == config.to_dict()

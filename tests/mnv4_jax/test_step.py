@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 
 from mnv4_jax import sharding, step
 from mnv4_jax.models import classifier
-from tests.tiny import tiny_config
+from tests.tiny import four_block_config
 
 
 def random_batch(config, batch_size=8, size=32, seed=0):
@@ -50,12 +50,12 @@ class Trainer:
 
 @pytest.fixture(scope="module")
 def trainer():
-    return Trainer(tiny_config())
+    return Trainer(four_block_config())
 
 
 def test_training_on_one_batch_lowers_its_loss(trainer):
     batch = random_batch(trainer.config)
-    losses = [float(trainer.run(batch)["loss"]) for _ in range(12)]
+    losses = [float(trainer.run(batch)["loss"]) for _ in range(40)]
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -100,7 +100,7 @@ def test_ema_ramps_up():
 
 
 def test_schedule_warms_up_to_the_peak_and_ends_at_zero():
-    config = tiny_config(**{"train.learning_rate": 0.5, "train.warmup_epochs": 2.0})
+    config = four_block_config(**{"train.learning_rate": 0.5, "train.warmup_epochs": 2.0})
     schedule = step.learning_rate(config, total_steps=100, steps_per_epoch=5)
     assert float(schedule(0)) == 0
     np.testing.assert_allclose(schedule(10), 0.5)
@@ -108,7 +108,7 @@ def test_schedule_warms_up_to_the_peak_and_ends_at_zero():
 
 
 def test_weight_decay_spares_biases_and_batch_norm():
-    config = tiny_config(**{"train.weight_decay": 0.5, "train.clip_norm": 1e9})
+    config = four_block_config(**{"train.weight_decay": 0.5, "train.clip_norm": 1e9})
     optimizer = step.make_optimizer(config, 1e-2)
     params = nnx.as_pure(nnx.split(classifier.build(config, seed=0), nnx.Param, nnx.BatchStat)[1])
     params = jax.tree.map(jnp.ones_like, params)
@@ -120,10 +120,10 @@ def test_weight_decay_spares_biases_and_batch_norm():
 
 
 def test_local_batch_norm_on_one_device_equals_global():
-    batch = random_batch(tiny_config())
+    batch = random_batch(four_block_config())
     results = []
     for kind in ("global", "local"):
-        trainer = Trainer(tiny_config(**{"model.batch_norm": kind}))
+        trainer = Trainer(four_block_config(**{"model.batch_norm": kind}))
         results.append((float(trainer.run(batch)["loss"]), jax.device_get(trainer.state.weights)))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
     jax.tree.map(
@@ -136,7 +136,7 @@ def test_local_batch_norm_on_one_device_equals_global():
 def test_local_batch_norm_averages_gradients_rather_than_adding_them():
     """SGD shows a factor that Adam hides: a batch of one device's rows repeated on every device
     must give that device's gradients."""
-    config = tiny_config(**{"model.batch_norm": "local"})
+    config = four_block_config(**{"model.batch_norm": "local"})
     one = random_batch(config, batch_size=4)
     one["position"][:] = 0
     four = {name: np.concatenate([value] * 4) for name, value in one.items()}

@@ -14,11 +14,11 @@ import pytest
 
 from input_pipeline.cli import UserError
 from mnv4_jax import checkpoint, train, writers
-from tests.tiny import tiny_config
+from tests.tiny import four_block_config
 
 
 def config_for(folder, **overrides):
-    return tiny_config(
+    return four_block_config(
         **{
             "data.dir": str(folder),
             "data.image_size": 32,
@@ -192,3 +192,21 @@ def test_the_command_line_reports_bad_input_in_one_line(picture_folder, tmp_path
     assert "Traceback" not in done.stderr
     (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
     assert "nowhere" in line
+
+
+@pytest.mark.slow
+def test_the_shipped_experiment_learns_the_demo_set(tmp_path, request):
+    """The README's first command: over 0.95 AUC on pictures of people it has not seen."""
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "mnv4_jax.main", "--config=configs/small.py"),
+            f"--workdir={tmp_path}",
+        ],
+        cwd=request.config.rootpath,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},  # as a laptop has it
+        check=True,
+        timeout=850,
+    )
+    (test,) = [m for m in lines(tmp_path) if m["split"] == "test"]
+    assert test["n"] == 200
+    assert test["auc"] > 0.95
