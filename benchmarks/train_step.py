@@ -6,6 +6,9 @@ A resident batch, float32, no augmentation, no Gabor bank. Ours: forward, backwa
 and EMA, the guard against non-finite steps included. The peer's: the same without EMA and guard,
 which favours it; the better of its plain and channels_last layouts counts. CPU seconds (of all
 threads, over the cores) stand beside the clock's: they hold on a machine that others use too.
+`mnv4_jax.main` keeps freed memory in the process (host_memory.py); PyTorch as it comes does not.
+With --keep_freed both do, without it neither: ours as shipped is in the one table, PyTorch as it
+comes in the other.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import timm
 import torch
 from steps import config_for, make_step, random_batch
 
+from mnv4_jax import host_memory
 from mnv4_jax.ops import conv
 
 
@@ -27,8 +31,11 @@ def main():
     parser.add_argument("--sizes", default="128:64,224:32", help="px:batch, ...")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pure", action="store_true", help="ours without the C++ convolutions too")
+    parser.add_argument("--keep_freed", action="store_true", help="as mnv4_jax.main, for all here")
     parser.add_argument("--out", default="")
     args = parser.parse_args()
+    if args.keep_freed:
+        host_memory.keep_freed()
     print("| px | batch | what | images/s | ms | CPU ms a core | of PyTorch's best | compile s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for pair in args.sizes.split(","):

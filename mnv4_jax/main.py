@@ -10,7 +10,7 @@ import sys
 from absl import flags
 
 from input_pipeline.cli import UserError, run
-from mnv4_jax import compilation_cache, sharding
+from mnv4_jax import compilation_cache, host_memory, sharding
 from mnv4_jax.config import parse_flags
 
 flags.DEFINE_string("workdir", None, "where checkpoints, metrics and curves go")
@@ -25,6 +25,7 @@ def main() -> int:
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing: where results go, like --workdir=runs/small")
     compilation_cache.enable()
+    host_memory.keep_freed()
     sharding.initialize_from(flags.FLAGS)
 
     sharding.log_to(flags.FLAGS.workdir)
