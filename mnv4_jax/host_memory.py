@@ -1,4 +1,4 @@
-"""Keeps freed memory in the process: a CPU step else spends a quarter of its time on page faults."""
+"""Keeps freed memory in the process: page faults are a quarter of a training step on a CPU."""
 
 import ctypes
 import glob
