@@ -23,7 +23,6 @@ import re
 import runpy
 import time
 from collections import Counter
-from collections.abc import Iterator
 
 import jax
 import jax.extend
@@ -33,7 +32,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from input_pipeline import cli
-from mnv4_jax import sharding, step
+from mnv4_jax import flops, sharding, step
 from mnv4_jax.models import classifier
 from mnv4_jax.models.layers import BatchNorm
 from mnv4_jax.ops import conv
@@ -111,42 +110,23 @@ def main() -> None:
 def count(config: ConfigDict) -> Work:
     """The network's work, from the jaxpr of its forward pass on one picture."""
     model = classifier.build(config, seed=0)
-    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    graphdef, weights = step.split(model)
     size = config.data.image_size
-
-    def forward(images):
-        merged = nnx.merge(graphdef, params, stats, copy=True)
-        return merged(images, train=False)
-
+    image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
     with conv.use(conv.NATIVE):
-        jaxpr = jax.make_jaxpr(forward)(np.zeros((1, size, size, 3), np.float32))
-    macs = elements = 0
-    for equation in _equations(jaxpr.jaxpr):
-        shape = equation.outvars[0].aval.shape
-        if equation.primitive.name == "conv_general_dilated":
-            numbers = equation.params["dimension_numbers"]
-            kernel = equation.invars[1].aval.shape
-            taps = math.prod(kernel) // kernel[numbers.rhs_spec[0]]  # kh kw Cin/groups
-            macs += math.prod(shape) * taps
-            elements += math.prod(shape)
-        elif equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-            macs += math.prod(shape) * depth
+        jaxpr = jax.make_jaxpr(lambda x: step.eval_step(weights, x, graphdef=graphdef))(image)
+    elements = sum(
+        math.prod(equation.outvars[0].aval.shape)
+        for equation in flops.equations(jaxpr.jaxpr)
+        if equation.primitive.name == "conv_general_dilated"
+    )
     return Work(
-        flops=3 * 2 * macs,  # the backward pass is two convolutions for each one forward
+        flops=flops.per_image(config),
         elements=elements,
-        parameters=sum(x.size for x in jax.tree.leaves(params)),
-        statistics=sum(x.size for x in jax.tree.leaves(stats)),
+        parameters=sum(x.size for x in jax.tree.leaves(weights["params"])),
+        statistics=sum(x.size for x in jax.tree.leaves(weights["stats"])),
         norms=sum(isinstance(node, BatchNorm) for _, node in nnx.iter_graph(model)),
     )
-
-
-def _equations(jaxpr) -> Iterator:
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from _equations(inner)
 
 
 def print_work(work: Work, flags: argparse.Namespace) -> None:

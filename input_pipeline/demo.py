@@ -26,7 +26,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from input_pipeline import cli, people, portraits
+from input_pipeline import cache, cli, people, portraits
 
 VERSION = "demo-5"  # raise it whenever a pixel of the set changes: it names the cached folder
 SEED = 0
@@ -117,8 +117,7 @@ def ensure_demo(cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
     and renamed at the end: an interrupted drawing leaves nothing behind that could be taken for the
     set, and of two processes that draw at once the first to end wins.
     """
-    root = pathlib.Path(cache_dir or os.environ.get("MNV4_CACHE") or "~/.cache/mnv4_jax")
-    folder = root.expanduser() / VERSION
+    folder = pathlib.Path(cache_dir or cache.root()).expanduser() / VERSION
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

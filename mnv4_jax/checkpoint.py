@@ -24,7 +24,6 @@ from input_pipeline.cli import UserError
 from mnv4_jax import step as step_lib
 from mnv4_jax.models import classifier
 
-LABELS = ("fake", "real")
 _COUNTERS = ("step", "bad_in_a_row", "bad_steps", "opt_state")
 
 
@@ -47,8 +46,7 @@ class Checkpoint:
     @property
     def weights(self) -> dict[str, nnx.State]:
         """{"params", "stats"}: pure states, as `step.eval_step` takes them."""
-        _, params, stats = nnx.split(self.model, nnx.Param, nnx.BatchStat)
-        return {"params": nnx.as_pure(params), "stats": nnx.as_pure(stats)}
+        return step_lib.split(self.model)[1]
 
 
 class Checkpointer:
@@ -184,7 +182,7 @@ def make_meta(config: ConfigDict, *, calibration=None, metrics=None) -> dict[str
     """What a checkpoint says of itself, as JSON values."""
     return {
         "config": json.loads(config.to_json_best_effort()),
-        "labels": list(LABELS),
+        "labels": list(classifier.LABELS),
         "normalisation": {"mean": list(classifier.MEAN), "std": list(classifier.STD)},
         "calibration": calibration,
         "metrics": metrics,
@@ -263,8 +261,7 @@ def _load(folder: epath.Path, item: str) -> Checkpoint:
     meta = read_meta(folder)
     config = as_config(meta["config"])
     model = nnx.eval_shape(lambda: classifier.build(config, seed=0))
-    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    like = {"params": nnx.as_pure(params), "stats": nnx.as_pure(stats)}
+    graphdef, like = step_lib.split(model)
     # On this process's first device, wherever and on however many it was trained.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)

@@ -4,6 +4,8 @@ import os
 
 import jax
 
+from input_pipeline import cache
+
 _MAX_BYTES = 1 << 30
 
 
@@ -12,8 +14,6 @@ def enable() -> None:
     (~/.cache/mnv4_jax). Bounded: the least recently used programs go first.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        root = os.environ.get("MNV4_CACHE") or "~/.cache/mnv4_jax"
-        folder = os.path.join(os.path.expanduser(root), "xla")
-        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_compilation_cache_dir", str(cache.root() / "xla"))
     if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
         jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)

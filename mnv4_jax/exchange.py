@@ -13,6 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from input_pipeline.cli import UserError
+from mnv4_jax import step
 from mnv4_jax.models import classifier
 from mnv4_jax.models.mobilenetv4 import VARIANTS
 
@@ -30,7 +31,8 @@ def to_timm(model: classifier.Classifier) -> dict[str, np.ndarray]:
       which PyTorch does not ask for).
     """
     tensors = {
-        timm_key(path): _to_torch(np.asarray(value)) for path, value in _flat(_pure(model)).items()
+        timm_key(path): _to_torch(np.asarray(value))
+        for path, value in _flat(step.split(model)[1]).items()
     }
     if model.gabor is not None:
         tensors[TAPS] = _to_torch(np.asarray(model.gabor.weight()))
@@ -54,7 +56,7 @@ def from_timm(
       UserError: lists every key that is missing, not used or wrongly shaped.
     """
     tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
-    weights = _pure(model)
+    weights = step.split(model)[1]
     values = _flat(weights)
     fresh = _HEAD if new_head and has_other_head(tensors) else ()
     tensors = {k: v for k, v in tensors.items() if k not in fresh}
@@ -102,7 +104,7 @@ def find_variant(config: ConfigDict, tensors: Mapping[str, np.ndarray]) -> str:
         config = config.copy_and_resolve_references()
         config.model.name = name
         model = nnx.eval_shape(lambda: classifier.build(config, seed=0))  # noqa: B023
-        wanted = {timm_key(p): torch_shape(v.shape) for p, v in _flat(_pure(model)).items()}
+        wanted = {timm_key(p): torch_shape(v.shape) for p, v in _flat(step.split(model)[1]).items()}
         wanted = {k: s for k, s in wanted.items() if k not in (*_HEAD, "conv_stem.weight")}
         nearest[name] = _differences(shapes, wanted)
         if not nearest[name]:
@@ -136,16 +138,10 @@ def _check_taps(model, weights, taps):
     """The taps follow from the bank's parameters; a file in which they do not is not this model."""
     if taps is None:
         raise UserError(f"the weights do not fit the model: missing {TAPS}")
-    graphdef, *_ = nnx.split(model, nnx.Param, nnx.BatchStat)
-    expected = nnx.merge(graphdef, weights["params"], weights["stats"]).gabor.weight()
+    expected = step.merge(step.split(model)[0], weights).gabor.weight()
     expected = _to_torch(np.asarray(expected))
     if taps.shape != expected.shape or not np.allclose(taps, expected, atol=1e-6):
         raise UserError(f"the weights do not fit the model: {TAPS} is not the bank of its settings")
-
-
-def _pure(model) -> dict[str, nnx.State]:
-    _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return {"params": nnx.as_pure(params), "stats": nnx.as_pure(stats)}
 
 
 def _flat(weights: Mapping[str, nnx.State]) -> dict[tuple, jax.Array]:

@@ -8,9 +8,8 @@ import functools
 import jax
 import jax.export
 import jax.numpy as jnp
-from flax import nnx
 
-from mnv4_jax import checkpoint, scoring
+from mnv4_jax import checkpoint, scoring, step
 from mnv4_jax.ops import conv
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -29,11 +28,11 @@ def stablehlo(loaded: checkpoint.Checkpoint, *, pixels: str = "uint8") -> bytes:
     """
     size = scoring.evaluation_config(loaded.config.data).eval_image_size
     temperature = (loaded.calibration or {}).get("temperature", 1.0)
-    graphdef, params, stats = nnx.split(loaded.model, nnx.Param, nnx.BatchStat)
-    weights = jax.tree.map(jnp.float32, (nnx.as_pure(params), nnx.as_pure(stats)))
+    graphdef, weights = step.split(loaded.model)
+    weights = jax.tree.map(jnp.float32, weights)
 
     def p_fake(weights, pictures, *, form):
-        model = nnx.merge(graphdef, *weights, copy=True)
+        model = step.merge(graphdef, weights)
         model.dtype = jnp.float32  # trained in bfloat16 or not
         images = pictures / jnp.float32(255) if pixels == "uint8" else pictures
         with conv.use(form):

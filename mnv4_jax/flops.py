@@ -1,8 +1,10 @@
 """How much arithmetic a training step is, and what share of the device's best that makes."""
 
 import math
+from collections.abc import Iterator
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -32,7 +34,13 @@ def per_image(config: ConfigDict) -> float:
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
     with conv.use(conv.NATIVE):
         jaxpr = jax.make_jaxpr(lambda w, x: step.eval_step(w, x, graphdef=graphdef))(weights, image)
-    return 3 * 2 * _multiply_adds(jaxpr.jaxpr)
+    return 3 * 2 * sum(map(multiply_adds, equations(jaxpr.jaxpr)))
+
+
+def peak(device: jax.Device) -> float:
+    """The device's dense bfloat16 FLOP/s, nan where that is not known."""
+    kinds = [kind for kind in _PEAK if device.device_kind.startswith(kind)]
+    return _PEAK[max(kinds, key=len)] if kinds else math.nan
 
 
 def utilisation(flops_per_s: float, device: jax.Device) -> float:
@@ -40,22 +48,24 @@ def utilisation(flops_per_s: float, device: jax.Device) -> float:
 
     A network as small as this one is bound by memory, not by arithmetic: a few percent is its best.
     """
-    kinds = [kind for kind in _PEAK if device.device_kind.startswith(kind)]
-    return flops_per_s / _PEAK[max(kinds, key=len)] if kinds else math.nan
+    return flops_per_s / peak(device)
 
 
-def _multiply_adds(jaxpr) -> int:
-    total = 0
+def equations(jaxpr) -> Iterator:
+    """Every equation of a jaxpr, what is traced inside others included."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            kernel, out = equation.invars[1].aval, equation.outvars[0].aval
-            out_axis = equation.params["dimension_numbers"].rhs_spec[0]
-            total += math.prod(out.shape) * math.prod(kernel.shape) // kernel.shape[out_axis]
-        elif equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left, out = equation.invars[0].aval, equation.outvars[0].aval
-            total += math.prod(out.shape) * math.prod(left.shape[i] for i in contracted)
-        for value in equation.params.values():  # what is traced inside: pjit, custom_jvp, …
-            if hasattr(value, "jaxpr"):
-                total += _multiply_adds(value.jaxpr)
-    return total
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def multiply_adds(equation) -> int:
+    """Those of one convolution or matrix product; 0 for anything else."""
+    out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+    if equation.primitive.name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        return out * math.prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return out * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    return 0

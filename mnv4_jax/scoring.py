@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from input_pipeline.batches import OnBad, eval_batches
 from input_pipeline.sources import Source
 from mnv4_jax import sharding
-from mnv4_jax.step import eval_step
+from mnv4_jax.step import eval_step, split
 
 _IN_FLIGHT = 2
 # Few, so that their programs are soon all in the compilation cache. On two CPU cores, 128 px, 16 at
@@ -59,8 +59,7 @@ def score(model: nnx.Module, batches: Iterable[dict[str, np.ndarray]], mesh: Mes
     Returns:
       The scores of all processes' examples, the same on each.
     """
-    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    weights = {"params": nnx.as_pure(params), "stats": nnx.as_pure(stats)}
+    graphdef, weights = split(model)
     dtype = jax.tree.leaves(weights)[0].dtype
     # Through the host: a checkpoint lies on one device of each process, and device_put would move
     # such arrays between processes.

@@ -41,7 +41,13 @@ class TrainState:
 def graph(config: ConfigDict) -> nnx.GraphDef:
     """The static half of the model that `config` describes."""
     model = nnx.eval_shape(lambda: classifier.build(config, seed=0))
-    return nnx.split(model, nnx.Param, nnx.BatchStat)[0]
+    return split(model)[0]
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, nnx.State]]:
+    """(graphdef, {"params", "stats"}) of a `Classifier`; `merge` undoes it."""
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return graphdef, {"params": nnx.as_pure(params), "stats": nnx.as_pure(stats)}
 
 
 def merge(graphdef: nnx.GraphDef, weights: dict[str, nnx.State]) -> nnx.Module:
@@ -52,8 +58,7 @@ def merge(graphdef: nnx.GraphDef, weights: dict[str, nnx.State]) -> nnx.Module:
 def fresh_weights(config: ConfigDict) -> dict[str, nnx.State]:
     """{"params", "stats"} of NumPy arrays, from `config.seed` alone."""
     model = classifier.build(config, seed=config.seed)
-    _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return {"params": nnx.as_pure(params), "stats": nnx.as_pure(stats)}
+    return split(model)[1]
 
 
 def init_state(

@@ -80,7 +80,7 @@ def run(config: ConfigDict, workdir: str) -> int:
         donate_argnums=0,
     )
     bad_images = BadImages(workdir, len(source))
-    evaluate = functools.partial(_evaluate, graphdef, config, mesh, bad_images.note)
+    evaluate = functools.partial(_evaluate, config, mesh, bad_images.note)
 
     if is_main:
         (workdir / "config.json").write_text(config.to_json_best_effort(indent=2))
@@ -121,7 +121,7 @@ def run(config: ConfigDict, workdir: str) -> int:
                 results = fitted = None
                 if validation and (last or (done % eval_every == 0 and not stop)):
                     log.flush()
-                    results, fitted = evaluate(state, validation)
+                    results, fitted = evaluate(step.merge(graphdef, state.ema), validation)
                     if writer:
                         writer.write(done, "validation", results)
                         progress.log(done, "validation", results)
@@ -137,7 +137,7 @@ def run(config: ConfigDict, workdir: str) -> int:
         log.flush()
         checkpointer.wait()
         progress.close()
-        _finish(config, workdir, evaluate, writer, state, total_steps, say)
+        _finish(config, workdir, evaluate, writer, total_steps, say)
     finally:
         batches.close()
         progress.close()
@@ -212,17 +212,14 @@ def _check_same_model(config: ConfigDict, saved: Mapping[str, Any], folder: epat
             )
 
 
-def _evaluate(graphdef, config, mesh, on_bad, state_or_model, source):
-    """(metrics, calibration or None) of the averaged weights on every picture of `source`."""
-    model = state_or_model
-    if isinstance(state_or_model, step.TrainState):
-        model = step.merge(graphdef, state_or_model.ema)
+def _evaluate(config, mesh, on_bad, model, source):
+    """(metrics, calibration or None) of `model` on every picture of `source`."""
     scores = scoring.score_source(model, source, config.data, mesh, on_bad=on_bad)
     results = {"n": len(scores.labels), **binary_metrics(scores.labels, scores.logits)}
     return results, calibration.fit(scores.logits, scores.labels)
 
 
-def _finish(config, workdir, evaluate, writer, state, total_steps, say) -> None:
+def _finish(config, workdir, evaluate, writer, total_steps, say) -> None:
     """Test with the weights `evaluate` would take, the curves, the table, what to try next."""
     best = checkpoint.load(workdir)
     test = _open_if_there(config.data.dir, "Test")
@@ -292,7 +289,9 @@ class _TrainLog:
 
     @functools.cached_property
     def _flops_per_image(self) -> float:
-        return flops.per_image(self._config)  # a second of tracing: not before the first step
+        # A second of tracing: not before the first step, and not for a device of unknown peak.
+        known = math.isfinite(flops.peak(jax.devices()[0]))
+        return flops.per_image(self._config) if known else math.nan
 
     def restart_clock(self) -> None:
         """Leaves what came before (evaluation) out of the next images/s."""

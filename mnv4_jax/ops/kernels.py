@@ -20,6 +20,8 @@ import jax
 import jaxlib
 import numpy as np
 
+from input_pipeline import cache
+
 _SOURCE = pathlib.Path(__file__).with_name("kernels.cc")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
 _TIMEOUT_S = 120
@@ -52,8 +54,7 @@ def _build() -> pathlib.Path:
     name = hashlib.sha256(
         b"\0".join([source, *(s.encode() for s in (jaxlib.__version__, compiler, _processor()))])
     ).hexdigest()[:16]
-    root = os.environ.get("MNV4_CACHE") or "~/.cache/mnv4_jax"
-    folder = pathlib.Path(root).expanduser() / "kernels"
+    folder = cache.root() / "kernels"
     path = folder / f"{name}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
