@@ -53,6 +53,9 @@ def launch(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # As a terminal starts it. Tests run in the background inherit an ignored SIGINT, which
+            # bash could not trap.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     return start
