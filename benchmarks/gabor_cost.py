@@ -59,7 +59,7 @@ def make_run(overrides, size, batch_size):
     train_step = jax.jit(
         functools.partial(
             step.train_step,
-            graphdef=step.graph(config),
+            model=step.abstract(config),
             optimizer=optimizer,
             config=config,
             mesh=mesh,

@@ -7,6 +7,7 @@ besides its arguments. The last line is the time to write one checkpoint, which 
 """
 
 import argparse
+import functools
 import json
 import tempfile
 import time
@@ -14,7 +15,7 @@ import time
 import jax
 from steps import config_for, make_step, median_s, random_batch
 
-from mnv4_jax import checkpoint
+from mnv4_jax import checkpoint, step
 
 
 def main():
@@ -50,7 +51,8 @@ def main():
         start = time.perf_counter()
         checkpointer = checkpoint.Checkpointer(folder, keep=1)
         meta = checkpoint.make_meta(config, calibration=None, metrics=None)
-        checkpointer.save(1, box[0], meta, None)
+        state = jax.jit(functools.partial(step.unpacked, like=step.abstract(config)[1]))(box[0])
+        checkpointer.save(1, state, meta, None)
         blocked = time.perf_counter() - start
         checkpointer.wait()
         print(

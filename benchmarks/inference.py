@@ -67,7 +67,7 @@ def main():
 
 def jax_run(batch, size):
     config = config_for(batch, size)
-    graphdef, weights = step.graph(config), step.fresh_weights(config)
+    graphdef, weights = step.abstract(config)[0], step.fresh_weights(config)
     weights = jax.device_put(weights)
     images = jax.device_put(np.zeros((batch, size, size, 3), np.uint8))
     forward = jax.jit(lambda weights, images: step.eval_step(weights, images, graphdef=graphdef))

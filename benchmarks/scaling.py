@@ -250,7 +250,7 @@ def compile_step(
         "position": jax.ShapeDtypeStruct((count,), np.uint32, sharding=split),
     }
     train_step = functools.partial(
-        step.train_step, graphdef=step.graph(config), optimizer=optimizer, config=config, mesh=mesh
+        step.train_step, model=step.abstract(config), optimizer=optimizer, config=config, mesh=mesh
     )
     with conv.use(conv.NATIVE):  # the accelerators' form
         return jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()

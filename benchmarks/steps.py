@@ -44,7 +44,7 @@ def make_step(config, form=None):
         step.fresh_weights(config)
     )
     run = functools.partial(
-        step.train_step, graphdef=step.graph(config), optimizer=optimizer, config=config, mesh=mesh
+        step.train_step, model=step.abstract(config), optimizer=optimizer, config=config, mesh=mesh
     )
     start = time.perf_counter()
     with conv.use(form) if form else contextlib.nullcontext():

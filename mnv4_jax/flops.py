@@ -30,7 +30,7 @@ def per_image(config: ConfigDict) -> float:
     matrix product, in their plain form.
     """
     size = config.data.image_size
-    graphdef, weights = step.graph(config), step.fresh_weights(config)
+    graphdef, weights = step.abstract(config)
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
     with conv.use(conv.NATIVE):
         jaxpr = jax.make_jaxpr(lambda w, x: step.eval_step(w, x, graphdef=graphdef))(weights, image)

@@ -71,14 +71,22 @@ def run(config: ConfigDict, workdir: str) -> int:
     schedule = step.learning_rate(config, total_steps, steps_per_epoch)
     optimizer = step.make_optimizer(config, schedule)
     checkpointer = checkpoint.Checkpointer(workdir, keep=config.checkpoint.keep)
-    state, start = _start(config, optimizer, checkpointer, mesh, say)
-    graphdef = step.graph(config)
+    try:
+        graphdef, like = step.abstract(config)
+    except ValueError as error:  # no such model, or a Gabor bank that cannot be
+        raise UserError(f"config.{error}") from None
+    state, start = _start(config, like, optimizer, checkpointer, mesh, say)
     train_step = jax.jit(
         functools.partial(
-            step.train_step, graphdef=graphdef, optimizer=optimizer, config=config, mesh=mesh
+            step.train_step,
+            model=(graphdef, like),
+            optimizer=optimizer,
+            config=config,
+            mesh=mesh,
         ),
         donate_argnums=0,
     )
+    unpacked = jax.jit(functools.partial(step.unpacked, like=like))
     bad_images = BadImages(workdir, len(source))
     evaluate = functools.partial(_evaluate, config, mesh, bad_images.note)
 
@@ -121,7 +129,9 @@ def run(config: ConfigDict, workdir: str) -> int:
                 results = fitted = None
                 if validation and (last or (done % eval_every == 0 and not stop)):
                     log.flush()
-                    results, fitted = evaluate(step.merge(graphdef, state.ema), validation)
+                    results, fitted = evaluate(
+                        step.merge(graphdef, unpacked(state).ema), validation
+                    )
                     if writer:
                         writer.write(done, "validation", results)
                         progress.log(done, "validation", results)
@@ -129,7 +139,7 @@ def run(config: ConfigDict, workdir: str) -> int:
                 if last or stop or results or done % config.checkpoint.every_steps == 0:
                     log.flush()  # a non-finite state is found here, before it is saved
                     meta = checkpoint.make_meta(config, calibration=fitted, metrics=results)
-                    checkpointer.save(done, state, meta, results)
+                    checkpointer.save(done, unpacked(state), meta, results)
                 if stop:
                     checkpointer.wait()
                     say(f"stopped at step {done}, all saved: run the same command to go on")
@@ -160,24 +170,21 @@ def _open_if_there(data_dir: str, split: str) -> sources.Source | None:
     return sources.open_source(data_dir, split) if sources.has_split(data_dir, split) else None
 
 
-def _start(config, optimizer, checkpointer, mesh, say) -> tuple[step.TrainState, int]:
+def _start(config, like, optimizer, checkpointer, mesh, say) -> tuple[step.TrainState, int]:
     """The state to start from and its step; see this module's docstring."""
     init = functools.partial(step.init_state, optimizer=optimizer)
-    try:
-        weights = step.fresh_weights(config)
-    except ValueError as error:  # no such model, or a Gabor bank that cannot be
-        raise UserError(f"config.{error}") from None
     everywhere = sharding.replicated(mesh)
     if found := checkpointer.latest_meta():
         _check_same_model(config, found[1]["config"], checkpointer.folder)
-        like = jax.tree.map(
+        saved = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-            jax.eval_shape(init, weights),
+            jax.eval_shape(lambda weights: step.unpacked(init(weights), like), like),
         )
-        state, _ = checkpointer.restore(like)
+        state, _ = checkpointer.restore(saved)
         start = int(state.step)
         say(f"going on from step {start}, found in {checkpointer.folder}")
-        return state, start
+        return jax.jit(step.packed, out_shardings=everywhere)(state), start
+    weights = step.fresh_weights(config)
     if config.model.init_from:
         weights = _transferred(config.model.init_from, weights, say)
     state = jax.jit(init, out_shardings=everywhere)(weights)

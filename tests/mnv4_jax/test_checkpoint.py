@@ -1,3 +1,4 @@
+import functools
 import json
 import shutil
 
@@ -10,13 +11,17 @@ from mnv4_jax import checkpoint, sharding, step
 from tests.tiny import four_block_config
 
 
+def _fresh(optimizer, weights):
+    return step.unpacked(step.init_state(weights, optimizer), weights)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A workdir with checkpoints 10 (AUC 0.9), 20 (0.6), 30 and 40 (no metrics), and the states."""
     workdir = tmp_path_factory.mktemp("run")
     config = four_block_config()
     optimizer = step.make_optimizer(config, 1e-3)
-    state = jax.jit(lambda w: step.init_state(w, optimizer))(step.fresh_weights(config))
+    state = jax.jit(functools.partial(_fresh, optimizer))(step.fresh_weights(config))
     checkpointer = checkpoint.Checkpointer(workdir, keep=2)
     for at, auc in ((10, 0.9), (20, 0.6), (30, None), (40, None)):
         state = jax.tree.map(lambda x: x + 1, state)
@@ -36,7 +41,7 @@ def workdir(saved, tmp_path):
 def like():
     config = four_block_config()
     optimizer = step.make_optimizer(config, 1e-3)
-    state = jax.eval_shape(lambda w: step.init_state(w, optimizer), step.fresh_weights(config))
+    state = jax.eval_shape(functools.partial(_fresh, optimizer), step.fresh_weights(config))
     everywhere = sharding.replicated(sharding.make_mesh())
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state

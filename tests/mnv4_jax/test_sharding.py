@@ -59,7 +59,7 @@ def _collectives(batch_norm):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state
     )
     train_step = functools.partial(
-        step.train_step, graphdef=step.graph(config), optimizer=optimizer, config=config, mesh=mesh
+        step.train_step, model=step.abstract(config), optimizer=optimizer, config=config, mesh=mesh
     )
     lowered = jax.jit(train_step, donate_argnums=0).lower(state, batch)
     compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
