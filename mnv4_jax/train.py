@@ -100,7 +100,9 @@ def run(config: ConfigDict, workdir: str) -> int:
     writer = writers.MetricsWriter(workdir, start_step=start) if is_main else None
     progress = writers.Progress(total_steps, start, show=is_main)
     digests = _Digests(workdir, config.seed, source.ids, start) if config.data.log_digests else None
-    log = _TrainLog(writer, progress, config, schedule, mesh.size)
+    # All of them at once: asking the device at a log line would wait for the steps in flight.
+    learning_rates = np.asarray(jax.jit(schedule)(np.arange(total_steps)))
+    log = _TrainLog(writer, progress, config, learning_rates, mesh.size)
     batches = batches_lib.train_batches(
         source,
         config.data,
@@ -287,9 +289,9 @@ class _TrainLog:
     holds, of all steps since the last line.
     """
 
-    def __init__(self, writer, progress, config, schedule, n_devices):
+    def __init__(self, writer, progress, config, learning_rates, n_devices):
         self._writer, self._progress = writer, progress
-        self._config, self._schedule, self._n_devices = config, schedule, n_devices
+        self._config, self._learning_rates, self._n_devices = config, learning_rates, n_devices
         self._pending = collections.deque()
         self._losses, self._logits, self._labels = [], [], []
         self.restart_clock()
@@ -345,7 +347,7 @@ class _TrainLog:
             "model_flops_utilisation": flops.utilisation(
                 self._flops_per_image * images_per_s / self._n_devices, jax.devices()[0]
             ),
-            "learning_rate": float(self._schedule(done - 1)),
+            "learning_rate": float(self._learning_rates[done - 1]),
             "grad_norm": float(metrics["grad_norm"]),
             "bad_steps": int(metrics["bad_steps"]),
         }

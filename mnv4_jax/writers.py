@@ -1,5 +1,6 @@
 """What a run leaves for its reader: metrics.jsonl, TensorBoard files, curves, a progress bar."""
 
+import functools
 import json
 import math
 import sys
@@ -17,8 +18,6 @@ class MetricsWriter:
     def __init__(self, workdir: epath.Path, *, start_step: int):
         """Forgets what an interrupted run wrote of steps after `start_step`, and the Test line that
         a finished one ends with: they come again."""
-        from tensorboardX import SummaryWriter
-
         self._file = workdir / "metrics.jsonl"
         kept = [
             line
@@ -27,8 +26,15 @@ class MetricsWriter:
         ]
         replace_text(self._file, "".join(map(_line, kept)))
         # purge_step 0 would be ignored; a fresh run has nothing to purge.
-        purge = start_step + 1 if start_step else None
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
+        self._purge_step = start_step + 1 if start_step else None
+        self._folder = str(workdir / "tensorboard")
+
+    @functools.cached_property
+    def _board(self):
+        # Not before the first loss is written: tensorboardX imports PyTorch where it finds it.
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(self._folder, purge_step=self._purge_step)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         line = {"step": step, "split": split} | {k: _finite(v) for k, v in values.items()}

@@ -69,7 +69,9 @@ class BatchNorm(nnx.Module):
 
     def _move(self, running, value):
         value = jax.lax.stop_gradient(value).astype(running[...].dtype)
-        running[...] = (1 - self.MOMENTUM) * running[...] + self.MOMENTUM * value
+        # `running[...] = ` would ask the traced value for its sharding, which JAX answers with an
+        # error whose text took half of the time to trace a step.
+        running.set_value((1 - self.MOMENTUM) * running[...] + self.MOMENTUM * value)
 
 
 class ConvNorm(nnx.Module):
