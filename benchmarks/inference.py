@@ -2,23 +2,16 @@
 
     python benchmarks/inference.py [--out=FILE.jsonl] [--size=224] [--batches=1,64] [--rounds=7]
 
-The same random weights everywhere, float32, evaluation mode, a resident batch, alternating rounds.
-onnxruntime runs PyTorch's export with BatchNorm folded; PyTorch is given its better layout.
+Random weights, float32, evaluation mode, a resident batch; alternating rounds, each contender in a
+process of its own. onnxruntime runs PyTorch's export with BatchNorm folded.
 """
 
 import argparse
-import json
+import functools
 import os
 import tempfile
-import time
 
-import jax
-import numpy as np
-import timm
-import torch
-from steps import config_for
-
-from mnv4_jax import step
+import rounds
 
 
 def main():
@@ -28,44 +21,31 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", default="")
     args = parser.parse_args()
-    print("| px | batch | what | images/s | ms | CPU ms a core | of PyTorch's best |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print(rounds.HEADER)
     for batch in map(int, args.batches.split(",")):
-        runs = {
-            "mnv4_jax": jax_run(batch, args.size),
-            "PyTorch": torch_run(batch, args.size, torch.contiguous_format),
-            "PyTorch channels_last": torch_run(batch, args.size, torch.channels_last),
-            "onnxruntime": onnx_run(batch, args.size),
-        }
-        repeats = max(1, 32 // batch)
-        clock = {name: [] for name in runs}
-        cpu = {name: [] for name in runs}
-        for _ in range(args.rounds + 1):
-            for name, run in runs.items():
-                start, cpu_start = time.perf_counter(), time.process_time()
-                for _ in range(repeats):
-                    run()
-                clock[name].append((time.perf_counter() - start) / repeats)
-                cpu[name].append((time.process_time() - cpu_start) / repeats)
-        seconds = {name: float(np.median(times[1:])) for name, times in clock.items()}
-        best = min(s for name, s in seconds.items() if name.startswith("PyTorch"))
-        for name, s in seconds.items():
-            row = {
-                "px": args.size,
-                "batch": batch,
-                "what": name,
-                "images_per_s": round(batch / s, 1),
-                "ms": round(1e3 * s, 2),
-                "cpu_ms_a_core": round(1e3 * np.median(cpu[name][1:]) / os.cpu_count(), 2),
-                "of_best_peer": round(best / s, 2),
-            }
-            print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
-            if args.out:
-                with open(args.out, "a") as file:
-                    file.write(json.dumps(row) + "\n")
+        times = rounds.alternate(
+            {
+                "mnv4_jax": functools.partial(jax_run, batch, args.size),
+                "PyTorch": functools.partial(torch_run, batch, args.size),
+                "PyTorch channels_last": functools.partial(
+                    torch_run, batch, args.size, channels_last=True
+                ),
+                "onnxruntime": functools.partial(onnx_run, batch, args.size),
+            },
+            rounds=args.rounds,
+            repeats=max(4, 64 // batch),
+        )
+        rounds.print_rows(times, size=args.size, batch=batch, out=args.out)
 
 
 def jax_run(batch, size):
+    import jax
+    import numpy as np
+    from steps import config_for
+
+    from mnv4_jax import host_memory, step
+
+    host_memory.keep_freed()
     config = config_for(batch, size)
     graphdef, weights = step.abstract(config)[0], step.fresh_weights(config)
     weights = jax.device_put(weights)
@@ -75,7 +55,11 @@ def jax_run(batch, size):
     return lambda: jax.block_until_ready(compiled(weights, images))
 
 
-def torch_run(batch, size, layout):
+def torch_run(batch, size, channels_last=False):
+    import timm
+    import torch
+
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     model = timm.create_model("mobilenetv4_conv_small", num_classes=2).eval()
     model = model.to(memory_format=layout)
     images = torch.rand(batch, 3, size, size).to(memory_format=layout)
@@ -89,6 +73,8 @@ def torch_run(batch, size, layout):
 
 def onnx_run(batch, size):
     import onnxruntime
+    import timm
+    import torch
 
     model = timm.create_model("mobilenetv4_conv_small", num_classes=2).eval()
     images = torch.rand(batch, 3, size, size)

@@ -6,7 +6,7 @@ start: `mnv4_jax.main` on the demo set (drawn beforehand) from its process's sta
   line in metrics.jsonl, with log_every_steps=1, without and with XLA's persistent cache;
 loop: images/s by metrics.jsonl over the steps after the first ten, decoding included, against
   the bare step (same config, augmentation and Gabor bank included) on a resident batch;
-host: what dispatching one step costs the host, queue empty;
+host: what handing over one batch and dispatching one step costs the host, queue empty;
 predict: `mnv4_jax.predict` on one picture, cold process to answer, second run (cache warm).
 """
 
@@ -26,6 +26,7 @@ from steps import make_step, median_s, random_batch
 
 from configs import small
 from input_pipeline import demo
+from mnv4_jax import host_memory, sharding
 
 
 def main():
@@ -42,6 +43,7 @@ def main():
             with open(args.out, "a") as file:
                 file.write(json.dumps({"what": what, "value": value, "unit": unit}) + "\n")
 
+    host_memory.keep_freed()  # as mnv4_jax.main, for the bare step
     print("| what | value |\n| --- | --- |")
     data = demo.ensure_demo()
     with tempfile.TemporaryDirectory() as folder:
@@ -110,11 +112,12 @@ def bare_step(args):
     config = small.get_config()
     config.data.image_size, config.train.batch_size = args.size, args.batch
     compiled, state, _ = make_step(config)
-    batch, box, host = random_batch(config), [state], []
+    batch, box, host = jax.device_get(random_batch(config)), [state], []
+    mesh = sharding.make_mesh()
 
     def run():
         start = time.perf_counter()
-        box[0], metrics = compiled(box[0], batch)
+        box[0], metrics = compiled(box[0], sharding.put_batch(batch, mesh))
         host.append(time.perf_counter() - start)
         return metrics
 

@@ -5,6 +5,7 @@ It lives here because `input_pipeline` stands apart and has a command of its own
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -38,8 +39,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         print(
             f"error: {error.strerror}{where}: free some space or name another folder",
             file=sys.stderr,
+            flush=True,
         )
-        status = 2
+        os._exit(2)  # what else would still be written at the exit would fail as well, at length
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130

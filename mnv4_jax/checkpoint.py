@@ -5,11 +5,15 @@ it needs: `weights` and `ema` (parameters and BatchNorm statistics), `optimizer`
 counters), and `meta`, a JSON object: config, labels, normalisation, calibration, metrics.
 """
 
+import contextlib
 import dataclasses
+import errno
+import gc
 import json
 import math
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -90,16 +94,16 @@ class Checkpointer:
         """
         auc = (metrics or {}).get("auc", math.nan)
         counters = {name: getattr(state, name) for name in _COUNTERS}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                weights=ocp.args.StandardSave(state.weights),
-                ema=ocp.args.StandardSave(state.ema),
-                optimizer=ocp.args.StandardSave(counters),
-                meta=ocp.args.JsonSave(dict(meta)),
-            ),
-            metrics=None if math.isnan(auc) else {"auc": auc},
+        items = ocp.args.Composite(
+            weights=ocp.args.StandardSave(state.weights),
+            ema=ocp.args.StandardSave(state.ema),
+            optimizer=ocp.args.StandardSave(counters),
+            meta=ocp.args.JsonSave(dict(meta)),
         )
+        with self._says_a_full_disk():
+            self._manager.save(
+                step, args=items, metrics=None if math.isnan(auc) else {"auc": auc}
+            )
 
     def latest_meta(self) -> tuple[int, dict[str, Any]] | None:
         """Step and `meta` of the newest checkpoint whose `meta` can be read; None without any.
@@ -171,11 +175,34 @@ class Checkpointer:
         return state, restored.meta
 
     def wait(self) -> None:
-        """Returns when what was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when what was saved is on disk; raises UserError where that is full."""
+        with self._says_a_full_disk():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with self._says_a_full_disk():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _says_a_full_disk(self) -> Iterator[None]:
+        """Orbax raises ValueError there, about this save or the one before."""
+        try:
+            yield
+            return
+        except (OSError, ValueError) as error:
+            full = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
+            if not any(text in str(error) for text in full):
+                raise
+        gc.collect()  # half-run coroutines: at the exit of Python each would print a traceback
+        names = [path.name for path in self.folder.iterdir()]
+        for name in names:
+            if name.endswith(".orbax-checkpoint-tmp"):  # room for the last lines of the log
+                (self.folder / name).rmtree(missing_ok=True)
+        intact = any(name.isdecimal() for name in names)
+        raise UserError(
+            f"no space left to save a checkpoint in {self.folder}: free some and run the same"
+            f" command again; {'the last checkpoint is intact' if intact else 'none was saved'}"
+        )
 
 
 def make_meta(config: ConfigDict, *, calibration=None, metrics=None) -> dict[str, Any]:

@@ -163,6 +163,7 @@ def log_to(workdir: str) -> None:
     handler = logging.FileHandler(folder / f"process_{jax.process_index()}.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
+    logging.raiseExceptions = False  # on a full disk each lost line would print a traceback
     faulthandler.enable(handler.stream)
 
 

@@ -1,0 +1,90 @@
+"""Contenders in alternating rounds, each in a process of its own.
+
+In one process they are not alone: PyTorch's threads spin for a while after their work, and whoever
+runs next shares the cores with them. Here only one process works at a time; the others sleep.
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Medians over the rounds, of one run: seconds by the clock, CPU seconds of all threads."""
+
+    clock_s: float
+    cpu_s: float
+
+
+def alternate(
+    contenders: Mapping[str, Callable[[], Callable[[], None]]], *, rounds: int, repeats: int
+) -> dict[str, Times]:
+    """Times every contender in turn, `rounds` times, after one round that does not count.
+
+    Args:
+      contenders: by name what builds one: called in its process, it returns what is timed, which
+        must wait for its own result. Has to be picklable.
+      repeats: runs in a round.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name, build in contenders.items():
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=_serve, args=(build, repeats, theirs), daemon=True))
+        processes[-1].start()
+        theirs.close()  # so that a contender that dies is an EOFError here, not a wait for ever
+        pipes[name].recv()  # built
+    measured = {name: [] for name in contenders}
+    for _ in range(rounds + 1):
+        for name, pipe in pipes.items():
+            pipe.send("go")
+            measured[name].append(pipe.recv())
+    for process in processes:
+        process.kill()
+        process.join()
+    medians = {name: np.median(times[1:], axis=0) for name, times in measured.items()}
+    return {name: Times(*map(float, median)) for name, median in medians.items()}
+
+
+def _serve(build, repeats, pipe):
+    run = build()
+    run()
+    pipe.send("built")
+    while pipe.recv():
+        start, cpu_start = time.perf_counter(), time.process_time()
+        for _ in range(repeats):
+            run()
+        clock, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+        pipe.send((clock / repeats, cpu / repeats))
+
+
+HEADER = (
+    "| px | batch | what | images/s | ms | CPU ms a core | of PyTorch's best |\n"
+    "| --- | --- | --- | --- | --- | --- | --- |"
+)
+
+
+def print_rows(times: Mapping[str, Times], *, size: int, batch: int, out: str) -> None:
+    """Rows of a table, and lines of JSON in the file `out` if it is named. The best of those whose
+    names start with PyTorch is the peer."""
+    best = min(t.clock_s for name, t in times.items() if name.startswith("PyTorch"))
+    for name, t in times.items():
+        row = {
+            "px": size,
+            "batch": batch,
+            "what": name,
+            "images_per_s": round(batch / t.clock_s, 1),
+            "ms": round(1e3 * t.clock_s, 2),
+            "cpu_ms_a_core": round(1e3 * t.cpu_s / os.cpu_count(), 2),
+            "of_best_peer": round(best / t.clock_s, 2),
+        }
+        print("| " + " | ".join(map(str, row.values())) + " |", flush=True)
+        if out:
+            with open(out, "a") as file:
+                file.write(json.dumps(row) + "\n")
