@@ -6,7 +6,7 @@ start: `mnv4_jax.main` on the demo set (drawn beforehand) from its process's sta
   line in metrics.jsonl, with log_every_steps=1, without and with XLA's persistent cache;
 loop: images/s by metrics.jsonl over the steps after the first ten, decoding included, against
   the bare step (same config, augmentation and Gabor bank included) on a resident batch;
-host: what handing over one batch and dispatching one step costs the host, queue empty;
+host: what one step costs the host, queue empty: the batch put on the device, the step dispatched;
 predict: `mnv4_jax.predict` on one picture, cold process to answer, second run (cache warm).
 """
 
@@ -51,11 +51,12 @@ def main():
         for name in ("cold", "warm"):
             report(f"start to first loss, {name}", first_loss_s(folder, name, args, env), "s")
         rates = loop_rates(os.path.join(folder, "loop"), args, env)
-        bare, host_s = bare_step(args)
+        bare, put_s, dispatch_s = bare_step(args)
         report("loop, decoding included", rates, "images/s")
         report("bare step", bare, "images/s")
         report("loop / bare", rates / bare, "")
-        report("host time to dispatch a step", 1e3 * host_s, "ms")
+        report("host time to put a batch", 1e3 * put_s, "ms")
+        report("host time to dispatch a step", 1e3 * dispatch_s, "ms")
         picture = str(next(pathlib.Path(data).rglob("*.jpg")))
         command = [sys.executable, "-m", "mnv4_jax.predict"]
         command += [f"--checkpoint={folder}/loop", picture]
@@ -108,7 +109,7 @@ def loop_rates(workdir, args, env):
 
 
 def bare_step(args):
-    """(images/s, seconds of the host to dispatch one step)."""
+    """(images/s, host seconds to put a batch, host seconds to dispatch a step)."""
     config = small.get_config()
     config.data.image_size, config.train.batch_size = args.size, args.batch
     compiled, state, _ = make_step(config)
@@ -117,12 +118,14 @@ def bare_step(args):
 
     def run():
         start = time.perf_counter()
-        box[0], metrics = compiled(box[0], sharding.put_batch(batch, mesh))
-        host.append(time.perf_counter() - start)
+        arrays = sharding.put_batch(batch, mesh)
+        put = time.perf_counter()
+        box[0], metrics = compiled(box[0], arrays)
+        host.append((put - start, time.perf_counter() - put))
         return metrics
 
-    seconds = median_s(run, jax.block_until_ready, rounds=10)
-    return args.batch / seconds, statistics.median(host)
+    seconds = median_s(run, jax.block_until_ready, rounds=20)
+    return args.batch / seconds, *map(statistics.median, zip(*host, strict=True))
 
 
 if __name__ == "__main__":
