@@ -101,9 +101,7 @@ class Checkpointer:
             meta=ocp.args.JsonSave(dict(meta)),
         )
         with self._says_a_full_disk():
-            self._manager.save(
-                step, args=items, metrics=None if math.isnan(auc) else {"auc": auc}
-            )
+            self._manager.save(step, args=items, metrics=None if math.isnan(auc) else {"auc": auc})
 
     def latest_meta(self) -> tuple[int, dict[str, Any]] | None:
         """Step and `meta` of the newest checkpoint whose `meta` can be read; None without any.

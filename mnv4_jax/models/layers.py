@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mnv4_jax.ops import norm
 from mnv4_jax.ops.conv import conv2d
 
 
@@ -54,18 +55,19 @@ class BatchNorm(nnx.Module):
         """[B, H, W, C] -> the same; with `train` it also moves the running statistics."""
         y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train:
-            # Both moments in one read. Of y itself: y - mean, or y less any estimate of it, is an
-            # array that XLA:CPU writes out, and that was an eighth of the whole step.
-            mean = jnp.mean(y, axis=(0, 1, 2))
-            var = jnp.mean(jnp.square(y), axis=(0, 1, 2)) - jnp.square(mean)
-            var = jnp.maximum(var, 0)  # rounding may leave a constant channel below
+            # Moments of y itself: y - mean, or y less any estimate of it, is an array that XLA:CPU
+            # writes out, and that was an eighth of the whole step.
             n = x.size // x.shape[-1]
+            total, squares = norm.moments(y)
+            mean = total / n
+            var = squares / n - jnp.square(mean)
+            var = jnp.maximum(var, 0)  # rounding may leave a constant channel below
             self._move(self.mean, mean)
             self._move(self.var, var * (n / max(n - 1, 1)))
         else:
             mean, var = self.mean[...], self.var[...]
         factor = self.scale[...] * jax.lax.rsqrt(var + self.EPS)
-        return (y * factor + (self.bias[...] - mean * factor)).astype(x.dtype)
+        return norm.affine(y, factor, self.bias[...] - mean * factor).astype(x.dtype)
 
     def _move(self, running, value):
         value = jax.lax.stop_gradient(value).astype(running[...].dtype)

@@ -21,23 +21,24 @@ from mnv4_jax.ops import kernels
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How each kind of convolution is computed."""
+    """How each kind of convolution, and the sums of BatchNorm (norm.py), are computed."""
 
     depthwise: str = "native"  # "shifted": a sum of shifted products; "kernel": C++
     pointwise: str = "native"  # "dot": a matrix product
     dense: str = "native"  # "patches": the windows side by side, times a matrix; "kernel": C++
+    sums: str = "native"  # "kernel": C++
 
 
 NATIVE = Form()
 PURE_CPU = Form(depthwise="shifted", pointwise="dot", dense="patches")
-KERNEL_CPU = Form(depthwise="kernel", pointwise="dot", dense="kernel")
+KERNEL_CPU = Form(depthwise="kernel", pointwise="dot", dense="kernel", sums="kernel")
 
 _FORM = contextvars.ContextVar("form", default=None)  # None: by backend
 
 
 @contextlib.contextmanager
 def use(form: Form):
-    """Traces every `conv2d` inside the block in this form, whatever the backend.
+    """Traces every operation inside the block in this form, whatever the backend.
 
     For export to a platform that is not the one that traces, for tests and for benchmarks.
     """
@@ -69,23 +70,26 @@ def conv2d(x, kernel, *, stride: int = 1, padding: int | None = None, groups: in
     if groups not in (1, channels) or (groups > 1 and features != channels):
         raise ValueError(f"groups: 1 or Cin with Cout = Cin, not {groups} for {kernel.shape}")
     padding = (kh - 1) // 2 if padding is None else padding
-    form = _FORM.get() or _by_backend(x.dtype)
+    forms = form(x.dtype)
     if groups > 1:
-        if form.depthwise == "kernel":
+        if forms.depthwise == "kernel":
             return kernels.depthwise(x, kernel[:, :, 0], stride, padding)
-        if form.depthwise == "shifted":
+        if forms.depthwise == "shifted":
             return _depthwise(x, kernel[:, :, 0], stride, padding)
     elif kh == kw == 1 and padding == 0:
-        if form.pointwise == "dot":
+        if forms.pointwise == "dot":
             return _dot(x[:, ::stride, ::stride], kernel[0, 0])
-    elif form.dense == "kernel":
+    elif forms.dense == "kernel":
         return kernels.dense(x, kernel, stride, padding)
-    elif form.dense == "patches":
+    elif forms.dense == "patches":
         return _dot(_patches(x, (kh, kw), stride, padding), kernel.reshape(-1, features))
     return reference(x, kernel, stride=stride, padding=padding, groups=groups)
 
 
-def _by_backend(dtype) -> Form:
+def form(dtype) -> Form:
+    """That of the `use` block around, else what is fast for `dtype` on this backend."""
+    if given := _FORM.get():
+        return given
     if jax.default_backend() != "cpu":
         return NATIVE
     # XLA cannot split a C++ call over devices: with several it would gather the whole batch on each

@@ -1,4 +1,5 @@
-// Convolutions for XLA:CPU, float32, NHWC: what `conv.py` describes, each with its two gradients.
+// For XLA:CPU, float32, NHWC: the convolutions that `conv.py` describes, each with its two gradients,
+// and the sums of `norm.py`.
 //
 // XLA:CPU has no fast form of a depthwise or of a small dense convolution. Channels are the vector
 // lanes here; GCC's vector extensions compile to whatever the machine has. Every output element is
@@ -279,6 +280,41 @@ ffi::Error dense_dk(ffi::ThreadPool pool, Array x, Array dy, int64_t stride, int
     for (int64_t i = 0; i < size; ++i) dk->typed_data()[i] += sums[part * size + i];
   return ffi::Error::Success();
 }
+
+// --- a, b [rows, c] -> [2, c]: the sums of a and of a * b over the rows
+
+ffi::Error sums(ffi::ThreadPool pool, Array a, Array b, Result result) {
+  constexpr int64_t kRows = 1024, kTogether = 8;  // rows of a task; of them, in registers at once
+  const int64_t c = result->dimensions()[1], rows = a.element_count() / c;
+  const int64_t parts = (rows + kRows - 1) / kRows;
+  std::vector<float> partial(parts * 2 * c, 0.f);
+  parallel_for(pool, parts, [&](int64_t part) {
+    float* sum = partial.data() + part * 2 * c;
+    const int64_t end = std::min(rows, (part + 1) * kRows);
+    for (int64_t row = part * kRows; row < end; row += kTogether) {
+      const int64_t offset = row * c, together = std::min(kTogether, end - row);
+      for_lanes(c, [&](auto lanes, int64_t first) {
+        using V = typename decltype(lanes)::type;
+        V plain{}, product{};
+        for (int64_t r = 0; r < together; ++r) {
+          const V x = *(const V*)(a.typed_data() + offset + r * c + first);
+          plain += x;
+          product += x * *(const V*)(b.typed_data() + offset + r * c + first);
+        }
+        *(V*)(sum + first) += plain;
+        *(V*)(sum + c + first) += product;
+      });
+    }
+  });
+  std::fill_n(result->typed_data(), 2 * c, 0.f);
+  for (int64_t part = 0; part < parts; ++part)
+    for (int64_t i = 0; i < 2 * c; ++i) result->typed_data()[i] += partial[part * 2 * c + i];
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    mnv4_sums, sums,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>().Ret<Array>());
 
 #define HANDLER(name)                                                                       \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(mnv4_##name, name,                                          \

@@ -1,4 +1,4 @@
-"""The convolutions of kernels.cc as JAX functions: float32, one CPU device.
+"""The operations of kernels.cc as JAX functions: float32, one CPU device.
 
 The C++ is compiled by the machine's own compiler when it is first needed, in a few seconds, and
 kept under MNV4_CACHE (~/.cache/mnv4_jax). Without a compiler `available` says so once, and `conv`
@@ -25,7 +25,7 @@ from input_pipeline import cache
 _SOURCE = pathlib.Path(__file__).with_name("kernels.cc")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
 _TIMEOUT_S = 120
-_NAMES = ("depthwise", "depthwise_dx", "depthwise_dk", "dense", "dense_dx", "dense_dk")
+_NAMES = ("depthwise", "depthwise_dx", "depthwise_dk", "dense", "dense_dx", "dense_dk", "sums")
 
 
 @functools.cache
@@ -123,3 +123,10 @@ def _dense_bwd(stride, padding, residuals, dy):
 
 
 dense.defvjp(lambda x, k, stride, pad: (dense(x, k, stride, pad), (x, k)), _dense_bwd)
+
+
+def sums(a, b):
+    """a, b [..., C] float32 -> (sum of a, sum of a * b) over everything but channels, [C] each."""
+    result = jax.ShapeDtypeStruct((2, a.shape[-1]), np.float32)
+    both = jax.ffi.ffi_call("mnv4_sums", result, vmap_method="sequential")(a, b)
+    return both[0], both[1]
