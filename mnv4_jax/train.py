@@ -86,7 +86,9 @@ def run(config: ConfigDict, workdir: str) -> int:
         ),
         donate_argnums=0,
     )
-    unpacked = jax.jit(functools.partial(step.unpacked, like=like))
+    unpacked = jax.jit(
+        functools.partial(step.unpacked, like=like), out_shardings=sharding.replicated(mesh)
+    )
     bad_images = BadImages(workdir, len(source))
     evaluate = functools.partial(_evaluate, config, mesh, bad_images.note)
 
