@@ -3,7 +3,8 @@
   python benchmarks/loop.py [--out=FILE.jsonl] [--batch=64] [--size=128] [--steps=40]
 
 start: `mnv4_jax.main` on the demo set (drawn beforehand) from its process's start to its first
-  line in metrics.jsonl, with log_every_steps=1, without and with XLA's persistent cache;
+  line in metrics.jsonl, with log_every_steps=1, without and with what the first run compiled
+  (XLA's programs, the C++ convolutions);
 loop: images/s by metrics.jsonl over the steps after the first ten, decoding included, against
   the bare step (same config, augmentation and Gabor bank included) on a resident batch;
 host: what one step costs the host, queue empty: the batch put on the device, the step dispatched;
@@ -47,7 +48,10 @@ def main():
     print("| what | value |\n| --- | --- |")
     data = demo.ensure_demo()
     with tempfile.TemporaryDirectory() as folder:
-        env = os.environ | {"JAX_COMPILATION_CACHE_DIR": os.path.join(folder, "xla")}
+        cache = pathlib.Path(folder, "cache")
+        cache.mkdir()
+        (cache / data.name).symlink_to(data)
+        env = os.environ | {"MNV4_CACHE": str(cache)}
         for name in ("cold", "warm"):
             report(f"start to first loss, {name}", first_loss_s(folder, name, args, env), "s")
         rates = loop_rates(os.path.join(folder, "loop"), args, env)

@@ -7,16 +7,19 @@ _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1  # malloc.h
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")  # GPUs; TPUs
 
 
+def has_accelerator() -> bool:
+    """Whether this machine has a GPU or a TPU, known without asking JAX, which would start them."""
+    return any(glob.glob(pattern) for pattern in _ACCELERATORS)
+
+
 def keep_freed() -> None:
     """For training on a CPU: call it before the first use of a device, whose threads must find the
-    one arena. Does nothing where there is an accelerator, or another C library than glibc.
+    one arena. Does nothing where there is another C library than glibc.
 
     XLA frees its scratch memory after every step (513 MiB at batch 32 and 224 px), glibc hands
     that back to the system, and in the next step every page of it is zeroed again. One arena, no
     mapped blocks and no trimming leave it where it is.
     """
-    if any(glob.glob(pattern) for pattern in _ACCELERATORS):
-        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         mallopt(_ARENA_MAX, 1)

@@ -6,12 +6,14 @@ from the last checkpoint. Exit status: 0 done, 2 something to put right, 75 pree
 """
 
 import sys
+import threading
 
 from absl import flags
 
 from input_pipeline.cli import UserError, run
 from mnv4_jax import compilation_cache, host_memory, sharding
 from mnv4_jax.config import parse_flags
+from mnv4_jax.ops import kernels
 
 flags.DEFINE_string("workdir", None, "where checkpoints, metrics and curves go")
 sharding.define_flags()
@@ -25,7 +27,10 @@ def main() -> int:
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing: where results go, like --workdir=runs/small")
     compilation_cache.enable()
-    host_memory.keep_freed()
+    if not host_memory.has_accelerator():
+        host_memory.keep_freed()
+        # On a machine's first run the C++ is compiled while Python imports.
+        threading.Thread(target=kernels.available, daemon=True).start()
     sharding.initialize_from(flags.FLAGS)
 
     sharding.log_to(flags.FLAGS.workdir)

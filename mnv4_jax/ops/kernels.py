@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 
 import jax
 import jaxlib
@@ -28,9 +29,17 @@ _TIMEOUT_S = 120
 _NAMES = ("depthwise", "depthwise_dx", "depthwise_dk", "dense", "dense_dx", "dense_dk", "sums")
 
 
-@functools.cache
+_LOCK = threading.Lock()
+
+
 def available() -> bool:
-    """Whether the kernels are there; builds and registers them at the first call."""
+    """Whether the kernels are there; builds and registers them at the first call, of any thread."""
+    with _LOCK:
+        return _available()
+
+
+@functools.cache
+def _available() -> bool:
     try:
         library = ctypes.CDLL(str(_build()))
     except (OSError, subprocess.SubprocessError) as error:
