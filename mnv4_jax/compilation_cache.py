@@ -1,6 +1,7 @@
 """XLA programs are kept on disk between runs: compiling the step costs more than a small epoch."""
 
 import os
+import pathlib
 
 import jax
 
@@ -14,6 +15,17 @@ def enable() -> None:
     (~/.cache/mnv4_jax). Bounded: the least recently used programs go first.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache.root() / "xla"))
+        folder = cache.root() / "xla"
+        _drop_halves(folder)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
         jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
+
+
+def _drop_halves(folder: pathlib.Path) -> None:
+    """JAX writes an entry and then the time of its use; where a kill came between the two, every
+    later write would fail.
+    """
+    for entry in folder.glob("*-cache"):
+        if not entry.with_name(entry.name.removesuffix("cache") + "atime").exists():
+            entry.unlink(missing_ok=True)
