@@ -15,7 +15,7 @@ import time
 import jax
 from steps import config_for, make_step, median_s, random_batch
 
-from mnv4_jax import checkpoint, step
+from mnv4_jax import checkpoint, host_memory, step
 
 
 def main():
@@ -23,6 +23,7 @@ def main():
     parser.add_argument("--points", default="128:16,128:64,224:16,224:64", help="px:batch, ...")
     parser.add_argument("--out", default="")
     args = parser.parse_args()
+    host_memory.keep_freed()  # as mnv4_jax.main
     print("| px | batch | ms a step | us a picture and 1000 px | temporary MiB |")
     print("| --- | --- | --- | --- | --- |")
     for point in args.points.split(","):
