@@ -3,7 +3,8 @@
     python benchmarks/inference.py [--out=FILE.jsonl] [--size=224] [--batches=1,64] [--rounds=7]
 
 Random weights, float32, evaluation mode, a resident batch; alternating rounds, each contender in a
-process of its own. onnxruntime runs PyTorch's export with BatchNorm folded.
+process of its own. `mnv4_jax.evaluate` keeps freed memory in the process (host_memory.py), so ours
+does here; PyTorch is timed without and with that. onnxruntime runs its export, BatchNorm folded.
 """
 
 import argparse
@@ -30,6 +31,9 @@ def main():
                 "PyTorch channels_last": functools.partial(
                     torch_run, batch, args.size, channels_last=True
                 ),
+                f"PyTorch channels_last{rounds.KEPT}": functools.partial(
+                    torch_run, batch, args.size, channels_last=True, keep_freed=True
+                ),
                 "onnxruntime": functools.partial(onnx_run, batch, args.size),
             },
             rounds=args.rounds,
@@ -55,10 +59,14 @@ def jax_run(batch, size):
     return lambda: jax.block_until_ready(compiled(weights, images))
 
 
-def torch_run(batch, size, channels_last=False):
+def torch_run(batch, size, channels_last=False, keep_freed=False):
     import timm
     import torch
 
+    from mnv4_jax import host_memory
+
+    if keep_freed:
+        host_memory.keep_freed()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = timm.create_model("mobilenetv4_conv_small", num_classes=2).eval()
     model = model.to(memory_format=layout)

@@ -6,7 +6,7 @@ start: `mnv4_jax.main` on the demo set (drawn beforehand) from its process's sta
   line in metrics.jsonl, with log_every_steps=1, without and with what the first run compiled
   (XLA's programs, the C++ convolutions);
 loop: images/s by metrics.jsonl over the steps after the first ten, decoding included, against
-  the bare step (same config, augmentation and Gabor bank included) on a resident batch;
+  the bare step (same config, augmentation and Gabor bank included) on one batch of the host's;
 host: what one step costs the host, queue empty: the batch put on the device, the step dispatched;
 predict: `mnv4_jax.predict` on one picture, cold process to answer, second run (cache warm).
 """
@@ -52,6 +52,7 @@ def main():
         cache.mkdir()
         (cache / data.name).symlink_to(data)
         env = os.environ | {"MNV4_CACHE": str(cache)}
+        env.pop("JAX_COMPILATION_CACHE_DIR", None)  # it would be warm
         for name in ("cold", "warm"):
             report(f"start to first loss, {name}", first_loss_s(folder, name, args, env), "s")
         rates = loop_rates(os.path.join(folder, "loop"), args, env)
@@ -118,7 +119,7 @@ def bare_step(args):
     config.data.image_size, config.train.batch_size = args.size, args.batch
     compiled, state, _ = make_step(config)
     batch, box, host = jax.device_get(random_batch(config)), [state], []
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(jax.devices()[:1])
 
     def run():
         start = time.perf_counter()

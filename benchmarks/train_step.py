@@ -34,7 +34,7 @@ def main():
         contenders |= {
             "PyTorch": peer,
             "PyTorch channels_last": functools.partial(peer, channels_last=True),
-            "PyTorch channels_last, memory kept": functools.partial(
+            f"PyTorch channels_last{rounds.KEPT}": functools.partial(
                 peer, channels_last=True, keep_freed=True
             ),
         }

@@ -4,6 +4,7 @@ It lives here because `input_pipeline` stands apart and has a command of its own
 """
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
@@ -41,7 +42,12 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             file=sys.stderr,
             flush=True,
         )
-        os._exit(2)  # what else would still be written at the exit would fail as well, at length
+        status = 2
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # What else is written at the exit would fail as well, at length.
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+            os._exit(status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130

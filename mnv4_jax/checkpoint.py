@@ -195,7 +195,8 @@ class Checkpointer:
         names = [path.name for path in self.folder.iterdir()]
         for name in names:
             if name.endswith(".orbax-checkpoint-tmp"):  # room for the last lines of the log
-                (self.folder / name).rmtree(missing_ok=True)
+                with contextlib.suppress(OSError):  # somebody may still be writing there
+                    (self.folder / name).rmtree(missing_ok=True)
         intact = any(name.isdecimal() for name in names)
         raise UserError(
             f"no space left to save a checkpoint in {self.folder}: free some and run the same"

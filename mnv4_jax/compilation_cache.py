@@ -15,16 +15,17 @@ def enable() -> None:
     (~/.cache/mnv4_jax). Bounded: the least recently used programs go first.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = cache.root() / "xla"
-        _drop_halves(folder)
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_dir", str(cache.root() / "xla"))
     if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
         jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
+    folder = jax.config.jax_compilation_cache_dir
+    if jax.config.jax_compilation_cache_max_size != -1 and "://" not in folder:
+        _drop_halves(pathlib.Path(folder))
 
 
 def _drop_halves(folder: pathlib.Path) -> None:
-    """JAX writes an entry and then the time of its use; where a kill came between the two, every
-    later write would fail.
+    """A bounded cache writes an entry and then the time of its use; where a kill came between the
+    two, every later write would fail.
     """
     for entry in folder.glob("*-cache"):
         if not entry.with_name(entry.name.removesuffix("cache") + "atime").exists():

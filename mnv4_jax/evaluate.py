@@ -27,6 +27,7 @@ from mnv4_jax import (
     calibration,
     checkpoint,
     compilation_cache,
+    host_memory,
     metrics,
     robustness,
     scoring,
@@ -53,6 +54,7 @@ class Judgement:
 def main() -> None:
     args = parse(sys.argv[1:])
     compilation_cache.enable()
+    host_memory.keep_freed()
     sharding.initialize_from(args)
     opened = [(data, sources.open_source(data, args.split)) for data in args.data]
     loaded = checkpoint.load(args.checkpoint, raw=args.raw)

@@ -14,12 +14,14 @@ def has_accelerator() -> bool:
 
 def keep_freed() -> None:
     """For training on a CPU: call it before the first use of a device, whose threads must find the
-    one arena. Does nothing where there is another C library than glibc.
+    one arena. Does nothing where there is an accelerator, or another C library than glibc.
 
     XLA frees its scratch memory after every step (513 MiB at batch 32 and 224 px), glibc hands
     that back to the system, and in the next step every page of it is zeroed again. One arena, no
     mapped blocks and no trimming leave it where it is.
     """
+    if has_accelerator():
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         mallopt(_ARENA_MAX, 1)

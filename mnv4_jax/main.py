@@ -27,10 +27,10 @@ def main() -> int:
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing: where results go, like --workdir=runs/small")
     compilation_cache.enable()
+    host_memory.keep_freed()
     if not host_memory.has_accelerator():
-        host_memory.keep_freed()
         # On a machine's first run the C++ is compiled while Python imports.
-        threading.Thread(target=kernels.available, daemon=True).start()
+        threading.Thread(target=kernels.prepare, daemon=True).start()
     sharding.initialize_from(flags.FLAGS)
 
     sharding.log_to(flags.FLAGS.workdir)

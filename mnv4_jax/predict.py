@@ -25,7 +25,7 @@ from input_pipeline import cli, sources
 from input_pipeline.batches import OnBad
 from input_pipeline.cli import UserError
 from input_pipeline.decode import DecodeError, decode
-from mnv4_jax import calibration, checkpoint, compilation_cache, scoring, sharding
+from mnv4_jax import calibration, checkpoint, compilation_cache, host_memory, scoring, sharding
 
 _AT_A_TIME = 256  # pictures between two rounds of output
 
@@ -117,6 +117,7 @@ class Item(NamedTuple):
 def main() -> int:
     args = parse(sys.argv[1:])
     files = find_pictures(args.pictures)
+    host_memory.keep_freed()
     detector = Detector(args.checkpoint, raw=args.raw)
     threshold = choose_threshold(args.threshold, detector.thresholds)
     split = face_splitter() if args.faces else lambda file, _: [Item(file, file)]

@@ -160,11 +160,18 @@ def log_to(workdir: str) -> None:
         return
     folder = pathlib.Path(workdir, "logs")
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / f"process_{jax.process_index()}.log")
+    handler = _LogFile(folder / f"process_{jax.process_index()}.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
-    logging.raiseExceptions = False  # on a full disk each lost line would print a traceback
     faulthandler.enable(handler.stream)
+
+
+class _LogFile(logging.FileHandler):
+    """On a full disk a lost line is no reason for a traceback."""
+
+    def handleError(self, record):
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 def _number(name: str, value: int | None, variable: str) -> int | None:

@@ -85,6 +85,7 @@ def run(config: ConfigDict, workdir: str) -> int:
             mesh=mesh,
         ),
         donate_argnums=0,
+        out_shardings=(sharding.replicated(mesh), None),
     )
     unpacked = jax.jit(
         functools.partial(step.unpacked, like=like), out_shardings=sharding.replicated(mesh)
@@ -130,20 +131,18 @@ def run(config: ConfigDict, workdir: str) -> int:
 
                 last = done == total_steps
                 stop = preemption.stop_requested(done) and not last
-                results = fitted = None
-                if validation and (last or (done % eval_every == 0 and not stop)):
-                    log.flush()
-                    results, fitted = evaluate(
-                        step.merge(graphdef, unpacked(state).ema), validation
-                    )
-                    if writer:
-                        writer.write(done, "validation", results)
-                        progress.log(done, "validation", results)
-                    log.restart_clock()
-                if last or stop or results or done % config.checkpoint.every_steps == 0:
+                due = validation and (last or (done % eval_every == 0 and not stop))
+                if due or last or stop or done % config.checkpoint.every_steps == 0:
                     log.flush()  # a non-finite state is found here, before it is saved
+                    named, results, fitted = unpacked(state), None, None
+                    if due:
+                        results, fitted = evaluate(step.merge(graphdef, named.ema), validation)
+                        if writer:
+                            writer.write(done, "validation", results)
+                            progress.log(done, "validation", results)
+                        log.restart_clock()
                     meta = checkpoint.make_meta(config, calibration=fitted, metrics=results)
-                    checkpointer.save(done, unpacked(state), meta, results)
+                    checkpointer.save(done, named, meta, results)
                 if stop:
                     checkpointer.wait()
                     say(f"stopped at step {done}, all saved: run the same command to go on")
@@ -155,9 +154,9 @@ def run(config: ConfigDict, workdir: str) -> int:
     finally:
         batches.close()
         progress.close()
-        checkpointer.close()
         if writer:
             writer.close()
+        checkpointer.close()
     return 0
 
 

@@ -45,7 +45,8 @@ class MetricsWriter:
                 self._board.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        self._board.close()
+        if "_board" in self.__dict__:  # else nothing was written
+            self._board.close()
 
 
 def read_metrics(workdir: epath.Path) -> list[dict]:

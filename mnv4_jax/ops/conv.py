@@ -70,23 +70,23 @@ def conv2d(x, kernel, *, stride: int = 1, padding: int | None = None, groups: in
     if groups not in (1, channels) or (groups > 1 and features != channels):
         raise ValueError(f"groups: 1 or Cin with Cout = Cin, not {groups} for {kernel.shape}")
     padding = (kh - 1) // 2 if padding is None else padding
-    forms = form(x.dtype)
+    form = form_for(x.dtype)
     if groups > 1:
-        if forms.depthwise == "kernel":
+        if form.depthwise == "kernel":
             return kernels.depthwise(x, kernel[:, :, 0], stride, padding)
-        if forms.depthwise == "shifted":
+        if form.depthwise == "shifted":
             return _depthwise(x, kernel[:, :, 0], stride, padding)
     elif kh == kw == 1 and padding == 0:
-        if forms.pointwise == "dot":
+        if form.pointwise == "dot":
             return _dot(x[:, ::stride, ::stride], kernel[0, 0])
-    elif forms.dense == "kernel":
+    elif form.dense == "kernel":
         return kernels.dense(x, kernel, stride, padding)
-    elif forms.dense == "patches":
+    elif form.dense == "patches":
         return _dot(_patches(x, (kh, kw), stride, padding), kernel.reshape(-1, features))
     return reference(x, kernel, stride=stride, padding=padding, groups=groups)
 
 
-def form(dtype) -> Form:
+def form_for(dtype) -> Form:
     """That of the `use` block around, else what is fast for `dtype` on this backend."""
     if given := _FORM.get():
         return given

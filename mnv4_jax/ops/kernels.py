@@ -5,6 +5,7 @@ kept under MNV4_CACHE (~/.cache/mnv4_jax). Without a compiler `available` says s
 takes the pure JAX forms: the same numbers to rounding, about half the speed.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -29,22 +30,23 @@ _TIMEOUT_S = 120
 _NAMES = ("depthwise", "depthwise_dx", "depthwise_dk", "dense", "dense_dx", "dense_dk", "sums")
 
 
-_LOCK = threading.Lock()
+_BUILDING = threading.Lock()
 
 
-def available() -> bool:
-    """Whether the kernels are there; builds and registers them at the first call, of any thread."""
-    with _LOCK:
-        return _available()
+def prepare() -> None:
+    """Builds the kernels ahead of their first use, from a thread; says nothing where it cannot."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        _build()
 
 
 @functools.cache
-def _available() -> bool:
+def available() -> bool:
+    """Whether the kernels are there; builds and registers them at the first call."""
     try:
         library = ctypes.CDLL(str(_build()))
     except (OSError, subprocess.SubprocessError) as error:
         logging.getLogger(__name__).warning(
-            "convolutions in pure JAX, at about half the speed: the C++ ones cannot be built (%s)",
+            "training in pure JAX, at about half the speed: the C++ cannot be built (%s)",
             error,
         )
         return False
@@ -65,14 +67,19 @@ def _build() -> pathlib.Path:
     ).hexdigest()[:16]
     folder = cache.root() / "kernels"
     path = folder / f"{name}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            built = pathlib.Path(scratch, path.name)
-            command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE), "-o", built]
-            subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
-            os.replace(built, path)  # whole or not at all, whoever else is building it
+    with _BUILDING:
+        if not path.exists():
+            _compile(compiler, path)
     return path
+
+
+def _compile(compiler: str, path: pathlib.Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        built = pathlib.Path(scratch, path.name)
+        command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE), "-o", built]
+        subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
+        os.replace(built, path)  # whole or not at all, whichever other process is building it
 
 
 def _processor() -> str:

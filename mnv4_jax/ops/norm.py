@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from mnv4_jax.ops import kernels
-from mnv4_jax.ops.conv import form
+from mnv4_jax.ops.conv import form_for
 
 
 def moments(y):
     """y [..., C] float -> (sum, sum of squares) over everything but channels, [C] each."""
-    if form(y.dtype).sums == "kernel":
+    if form_for(y.dtype).sums == "kernel":
         return _moments(y)
     axes = tuple(range(y.ndim - 1))
     return jnp.sum(y, axes), jnp.sum(jnp.square(y), axes)
@@ -21,7 +21,7 @@ def moments(y):
 
 def affine(y, factor, offset):
     """y [..., C] * factor [C] + offset [C]."""
-    if form(y.dtype).sums == "kernel":
+    if form_for(y.dtype).sums == "kernel":
         return _affine(y, factor, offset)
     return y * factor + offset
 

@@ -13,19 +13,29 @@ jax.jit(lambda x: x + 1)(1)
 """
 
 
+def _run(cache, **variables):
+    env = os.environ | {"MNV4_CACHE": str(cache)} | variables
+    del env["JAX_COMPILATION_CACHE_DIR"]
+    command = [sys.executable, "-c", SCRIPT]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=120)
+
+
 def test_a_half_written_entry_does_not_end_the_cache(tmp_path):
     folder = tmp_path / "xla"
     folder.mkdir()
     (folder / "jit_half-0-cache").write_bytes(b"written just before the kill")
-    env = os.environ | {"MNV4_CACHE": str(tmp_path)}
-    del env["JAX_COMPILATION_CACHE_DIR"]
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
+    done = _run(tmp_path)
     assert "Error writing" not in done.stderr
-    assert list(folder.glob("*-cache"))
+    entries = {file.name.removesuffix("-cache") for file in folder.glob("*-cache")}
+    assert entries
+    assert entries == {file.name.removesuffix("-atime") for file in folder.glob("*-atime")}
+
+
+def test_an_unbounded_cache_keeps_its_entries(tmp_path):
+    folder = tmp_path / "xla"
+    for _ in range(2):
+        _run(tmp_path, JAX_COMPILATION_CACHE_MAX_SIZE="-1")
+        times = {file.stat().st_mtime_ns for file in folder.glob("*-cache")}
+        assert times
+    _run(tmp_path, JAX_COMPILATION_CACHE_MAX_SIZE="-1")
+    assert {file.stat().st_mtime_ns for file in folder.glob("*-cache")} == times

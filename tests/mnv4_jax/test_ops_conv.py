@@ -96,6 +96,6 @@ def test_other_groups_are_refused():
 def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("CXX", "/bin/false")
     monkeypatch.setenv("MNV4_CACHE", str(tmp_path))
-    assert not kernels._available.__wrapped__()
+    assert not kernels.available.__wrapped__()
     assert "cannot be built" in caplog.text
     assert not list(tmp_path.rglob("*.so"))
