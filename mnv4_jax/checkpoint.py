@@ -191,7 +191,10 @@ class Checkpointer:
             full = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
             if not any(text in str(error) for text in full):
                 raise
-        gc.collect()  # half-run coroutines: at the exit of Python each would print a traceback
+        # What dies with the save prints tracebacks, into the one line that matters: TensorStore's
+        # threads now, half-run coroutines at the exit of Python.
+        sys.excepthook = lambda *_: None
+        gc.collect()
         names = [path.name for path in self.folder.iterdir()]
         for name in names:
             if name.endswith(".orbax-checkpoint-tmp"):  # room for the last lines of the log

@@ -218,10 +218,9 @@ def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(picture_folder, tmp_
         timeout=240,
     )
     assert "status 2\nloaded " in done.stdout, done.stdout + done.stderr
-    # Threads of TensorStore that die of it may have their say beside it.
-    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
-    assert line.startswith("error: no space left to save a checkpoint"), done.stderr
-    assert line.endswith("the last checkpoint is intact"), done.stderr
+    # Threads of TensorStore that die of it may have had their say before.
+    assert "error: no space left to save a checkpoint in" in done.stderr
+    assert "the last checkpoint is intact\n" in done.stderr
 
 
 @pytest.mark.slow
