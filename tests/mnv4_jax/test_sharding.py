@@ -47,7 +47,8 @@ def _collectives(batch_norm):
     mesh = sharding.make_mesh()
     optimizer = step.make_optimizer(config, 1e-3)
     init = functools.partial(step.init_state, optimizer=optimizer)
-    state = jax.eval_shape(init, step.fresh_weights(config))
+    model = step.abstract(config)
+    state = jax.eval_shape(init, model[1])
     abstract = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.batch_sharding(mesh))
     batch = {
         "image": abstract((8, 32, 32, 3), np.uint8),
@@ -59,7 +60,7 @@ def _collectives(batch_norm):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state
     )
     train_step = functools.partial(
-        step.train_step, model=step.abstract(config), optimizer=optimizer, config=config, mesh=mesh
+        step.train_step, model=model, optimizer=optimizer, config=config, mesh=mesh
     )
     lowered = jax.jit(train_step, donate_argnums=0).lower(state, batch)
     compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
