@@ -7,14 +7,12 @@ rounds of the variants alternate, and each is given its best round.
 """
 
 import argparse
-import functools
 import time
 
 import jax
-import numpy as np
+from steps import make_step, random_batch
 
 from configs import small
-from mnv4_jax import sharding, step
 
 VARIANTS = {
     "none": {"gabor.mode": "none"},
@@ -54,29 +52,9 @@ def make_run(overrides, size, batch_size):
     """A function that takes n steps and waits for them; compiled and warm."""
     config = small.get_config()
     config.update_from_flattened_dict(overrides)
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    optimizer = step.make_optimizer(config, 1e-3)
-    train_step = jax.jit(
-        functools.partial(
-            step.train_step,
-            model=step.abstract(config),
-            optimizer=optimizer,
-            config=config,
-            mesh=mesh,
-        ),
-        donate_argnums=0,
-    )
-    init = functools.partial(step.init_state, optimizer=optimizer)
-    state = jax.jit(init, out_shardings=sharding.replicated(mesh))(step.fresh_weights(config))
-    rng = np.random.default_rng(0)
-    batch = sharding.put_batch(
-        {
-            "image": rng.integers(0, 256, (batch_size, size, size, 3), np.uint8),
-            "label": rng.integers(0, 2, batch_size).astype(np.int32),
-            "position": np.arange(batch_size, dtype=np.uint32),
-        },
-        mesh,
-    )
+    config.data.image_size, config.train.batch_size = size, batch_size
+    train_step, state, _ = make_step(config)
+    batch = random_batch(config)
 
     def run(steps):
         nonlocal state

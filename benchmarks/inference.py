@@ -24,17 +24,19 @@ def main():
     args = parser.parse_args()
     print(rounds.HEADER)
     for batch in map(int, args.batches.split(",")):
+        ours, peer, onnx = (
+            functools.partial(f, batch, args.size) for f in (jax_run, torch_run, onnx_run)
+        )
+        channels_last = functools.partial(peer, channels_last=True)
         times = rounds.alternate(
             {
-                "mnv4_jax": functools.partial(jax_run, batch, args.size),
-                "PyTorch": functools.partial(torch_run, batch, args.size),
-                "PyTorch channels_last": functools.partial(
-                    torch_run, batch, args.size, channels_last=True
-                ),
+                "mnv4_jax": functools.partial(rounds.kept, ours),
+                "PyTorch": peer,
+                "PyTorch channels_last": channels_last,
                 f"PyTorch channels_last{rounds.KEPT}": functools.partial(
-                    torch_run, batch, args.size, channels_last=True, keep_freed=True
+                    rounds.kept, channels_last
                 ),
-                "onnxruntime": functools.partial(onnx_run, batch, args.size),
+                "onnxruntime": onnx,
             },
             rounds=args.rounds,
             repeats=max(4, 64 // batch),
@@ -47,9 +49,8 @@ def jax_run(batch, size):
     import numpy as np
     from steps import config_for
 
-    from mnv4_jax import host_memory, step
+    from mnv4_jax import step
 
-    host_memory.keep_freed()
     config = config_for(batch, size)
     graphdef, weights = step.abstract(config)[0], step.fresh_weights(config)
     weights = jax.device_put(weights)
@@ -59,14 +60,10 @@ def jax_run(batch, size):
     return lambda: jax.block_until_ready(compiled(weights, images))
 
 
-def torch_run(batch, size, channels_last=False, keep_freed=False):
+def torch_run(batch, size, channels_last=False):
     import timm
     import torch
 
-    from mnv4_jax import host_memory
-
-    if keep_freed:
-        host_memory.keep_freed()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = timm.create_model("mobilenetv4_conv_small", num_classes=2).eval()
     model = model.to(memory_format=layout)

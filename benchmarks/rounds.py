@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from mnv4_jax import host_memory
+
 
 @dataclasses.dataclass(frozen=True)
 class Times:
@@ -63,6 +65,12 @@ def _serve(build, repeats, pipe):
             run()
         clock, cpu = time.perf_counter() - start, time.process_time() - cpu_start
         pipe.send((clock / repeats, cpu / repeats))
+
+
+def kept(build: Callable[[], Callable[[], None]]) -> Callable[[], None]:
+    """What `build` builds, in a process that keeps freed memory, as `mnv4_jax.main` does."""
+    host_memory.keep_freed()
+    return build()
 
 
 HEADER = (

@@ -28,15 +28,15 @@ def main():
     for pair in args.sizes.split(","):
         size, batch = map(int, pair.split(":"))
         ours, peer = (functools.partial(f, batch, size) for f in (jax_step, torch_step))
-        contenders = {"mnv4_jax": ours}
+        channels_last = functools.partial(peer, channels_last=True)
+        contenders = {"mnv4_jax": functools.partial(rounds.kept, ours)}
         if args.pure:
-            contenders["mnv4_jax, pure JAX"] = functools.partial(ours, pure=True)
+            pure = functools.partial(ours, pure=True)
+            contenders["mnv4_jax, pure JAX"] = functools.partial(rounds.kept, pure)
         contenders |= {
             "PyTorch": peer,
-            "PyTorch channels_last": functools.partial(peer, channels_last=True),
-            f"PyTorch channels_last{rounds.KEPT}": functools.partial(
-                peer, channels_last=True, keep_freed=True
-            ),
+            "PyTorch channels_last": channels_last,
+            f"PyTorch channels_last{rounds.KEPT}": functools.partial(rounds.kept, channels_last),
         }
         times = rounds.alternate(contenders, rounds=args.rounds, repeats=args.repeats)
         rounds.print_rows(times, size=size, batch=batch, out=args.out)
@@ -46,10 +46,8 @@ def jax_step(batch, size, pure=False):
     import jax
     from steps import config_for, make_step, random_batch
 
-    from mnv4_jax import host_memory
     from mnv4_jax.ops import conv
 
-    host_memory.keep_freed()
     config = config_for(batch, size)
     compiled, state, _ = make_step(config, conv.PURE_CPU if pure else None)
     images, box = random_batch(config), [state]
@@ -61,14 +59,10 @@ def jax_step(batch, size, pure=False):
     return run
 
 
-def torch_step(batch, size, channels_last=False, keep_freed=False):
+def torch_step(batch, size, channels_last=False):
     import timm
     import torch
 
-    from mnv4_jax import host_memory
-
-    if keep_freed:
-        host_memory.keep_freed()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = timm.create_model("mobilenetv4_conv_small", num_classes=2, drop_rate=0.2).train()
     model = model.to(memory_format=layout)

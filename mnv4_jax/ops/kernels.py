@@ -46,7 +46,7 @@ def available() -> bool:
         library = ctypes.CDLL(str(_build()))
     except (OSError, subprocess.SubprocessError) as error:
         logging.getLogger(__name__).warning(
-            "training in pure JAX, at about half the speed: the C++ cannot be built (%s)",
+            "running in pure JAX, at about half the speed: the C++ cannot be built (%s)",
             error,
         )
         return False
