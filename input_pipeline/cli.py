@@ -26,22 +26,24 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
+def _say(line: str) -> None:
+    """In one piece: `print` writes a line and its end apart, and other threads write between."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Calls `main` and exits: 0 or what it returned, 2 for a user's error, 130 for Ctrl-C."""
     try:
         status = main() or 0
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(f"error: {' '.join(str(error).split())}")
         status = 2
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(
-            f"error: {error.strerror}{where}: free some space or name another folder",
-            file=sys.stderr,
-            flush=True,
-        )
+        _say(f"error: {error.strerror}{where}: free some space or name another folder")
         status = 2
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             # What else is written at the exit would fail as well, at length.
@@ -49,6 +51,6 @@ def run(main: Callable[[], int | None]) -> NoReturn:
                 sys.stdout.flush()
             os._exit(status)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         status = 130
     sys.exit(status)
