@@ -223,15 +223,17 @@ class _LoadTrain:
     def __call__(self, k: int) -> tuple[Batch, list[tuple[str, str]]]:
         first = k * self.batch_size + self.first_row
         positions = np.arange(first, first + self.rows)
-        wanted = order(self.seed, len(self.source), positions).tolist()
+        # Lists: the loop below is what threads queue for (the GIL), and NumPy's numbers are slow.
+        indices = order(self.seed, len(self.source), positions).tolist()
         draws = draw_table(self.seed, first, self.rows).tolist()
         images = self.memory.take()
-        indices = np.empty(self.rows, np.int32)
         bad = []
-        for row in range(self.rows):
-            index, pixels = self._read_or_next(wanted[row], bad)
+        for row, index in enumerate(indices):
+            pixels = _read(self.source, index, bad)
+            if pixels is None:
+                indices[row], pixels = self._next_readable(index, bad)
             transforms.train(pixels, self.transform, draws[row], images[row])
-            indices[row] = index
+        indices = np.array(indices, np.int32)
         return {
             "image": images,
             "label": self.source.labels[indices],
@@ -239,12 +241,12 @@ class _LoadTrain:
             "index": indices,
         }, bad
 
-    def _read_or_next(self, index: int, bad: list) -> tuple[int, np.ndarray]:
-        for _ in range(min(len(self.source), _MAX_BAD_IN_A_ROW)):
+    def _next_readable(self, index: int, bad: list) -> tuple[int, np.ndarray]:
+        for _ in range(min(len(self.source), _MAX_BAD_IN_A_ROW) - 1):
+            index = (index + 1) % len(self.source)
             pixels = _read(self.source, index, bad)
             if pixels is not None:
                 return index, pixels
-            index = (index + 1) % len(self.source)
         name, reason = bad[-1]
         raise UserError(f"{name} and all pictures before it cannot be read: {reason}")
 
