@@ -310,7 +310,6 @@ def fed_steps(rows, tiny):
     size, batch, n_files = (32, 4, 16) if tiny else (SIZE, 512, 4096)
     config = config_for(batch, size)
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for one
-    config.data.threads = os.cpu_count()
     config.data.dir = draw_jpegs(n_files, size + 32)
     source = sources.open_source(config.data.dir, "Train")
     mesh = sharding.make_mesh(jax.devices()[:1])
@@ -325,8 +324,9 @@ def fed_steps(rows, tiny):
         box[0], metrics = compiled(box[0], batch)
         return metrics["loss"]
 
-    for workers in (0, 4, 12):
-        config.data.workers = workers
+    # Threads queue for the GIL, processes copy: 0 threads is one a core.
+    for threads, workers in ((4, 0), (8, 0), (0, 0), (0, 4), (0, 12), (2, 12)):
+        config.data.update(threads=threads, workers=workers)
 
         def run():
             alone = median_s(lambda: one(resident), finish, repeats=10)
@@ -354,7 +354,7 @@ def fed_steps(rows, tiny):
                 "stall": f"{max(0, 1 - alone / fed):.1%}",
             }
 
-        rows.row("input", run, workers=workers, threads=config.data.threads, batch=batch)
+        rows.row("input", run, workers=workers, threads=threads, batch=batch)
 
 
 def draw_jpegs(n: int, side: int) -> str:
