@@ -1,10 +1,12 @@
 """The recipe's experiments: trains what is missing, prints the table of docs/RESULTS.md.
 
     python benchmarks/ablations.py --data=$MNV4_DATA --workdir=runs/ablations
+    python benchmarks/ablations.py --data=$MNV4_DATA --workdir=runs/ablations --only=cpu_
 
 Choices are made by Validation; Test is printed for the rows that finished, and decides nothing.
-Hours on a CPU; on one H100 with 16 cores the whole list took 17 minutes, six to eight at a time
-(--jobs), each stopped after 400 s, which cut the longest ones short.
+The rows "cpu_" take 12 minutes each on 2 cores. The others are hours on a CPU; on one H100 with 16
+cores they took 17 minutes, six to eight at a time (--jobs), each stopped after 400 s, which cut the
+longest ones short.
 """
 
 import argparse
@@ -25,7 +27,9 @@ DAMAGE = [
 ]  # fmt: skip
 STRONGER = ["data.jpeg_prob=0.5", "data.downscale_prob=0.3", *DAMAGE[2:], "augment.erase=0.3"]
 
-# name: (data set, what is set beyond configs/small.py)
+CPU = ["data.image_size=160"]
+
+# name: (data set, what is set beyond configs/small.py, a trial of trials.py)
 EXPERIMENTS = {
     "rvf_20ep": ("rvf10k", ["data.image_size=128", "train.epochs=20"]),
     "f_rvf_20ep": ("rvf10k", ["data.image_size=224", "train.epochs=20"]),
@@ -56,6 +60,18 @@ EXPERIMENTS = {
         [*LONG, "train.batch_size=256", "train.epochs=22", "train.eval_every_steps=188",
          "train.learning_rate=0.003"],
     ),
+    "cpu_concat": ("rvf10k", CPU),
+    "cpu_concat_1": ("rvf10k", [*CPU, "seed=1"]),
+    "cpu_concat_2": ("rvf10k", [*CPU, "seed=2"]),
+    "cpu_none": ("rvf10k", [*CPU, "gabor.mode=none"]),
+    "cpu_none_1": ("rvf10k", [*CPU, "gabor.mode=none", "seed=1"]),
+    "cpu_none_2": ("rvf10k", [*CPU, "gabor.mode=none", "seed=2"]),
+    "cpu_enhance": ("rvf10k", [*CPU, "gabor.mode=enhance"]),
+    "cpu_magnitude": ("rvf10k", [*CPU, "gabor.response=magnitude"]),
+    "cpu_mixup": ("rvf10k", CPU, "mixup"),
+    "cpu_cutmix": ("rvf10k", CPU, "cutmix"),
+    "cpu_sam": ("rvf10k", [*CPU, "train.epochs=10"], "sam"),
+    "cpu_late": ("rvf10k", ["data.image_size=112", "train.epochs=10"], "late"),
 }  # fmt: skip
 
 
@@ -63,28 +79,31 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="the folder of image sets")
     parser.add_argument("--workdir", required=True, type=pathlib.Path)
+    parser.add_argument("--only", default="", help="the experiments whose names begin so")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--seconds", type=float, help="each run is stopped after so long")
     args = parser.parse_args()
+    names = [name for name in EXPERIMENTS if name.startswith(args.only)]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda name: train(name, args), EXPERIMENTS))
+        list(pool.map(lambda name: train(name, args), names))
     print(
         "| run | beyond `configs/small.py` | pictures seen | train AUC | best Validation AUC",
         end="",
     )
     print(" (at step) | Test AUC | Test accuracy |\n| --- | --- | --- | --- | --- | --- | --- |")
-    for name in EXPERIMENTS:
+    for name in names:
         print(row(name, args.workdir / name / "metrics.jsonl"))
 
 
 def train(name: str, args) -> None:
     """Runs one experiment unless its metrics are there."""
-    data, fields = EXPERIMENTS[name]
+    data, fields, *trial = EXPERIMENTS[name]
     workdir = args.workdir / name
     if (workdir / "metrics.jsonl").exists():
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "mnv4_jax.main", "--config=configs/small.py"]
+    program = ["benchmarks/trials.py", *trial] if trial else ["-m", "mnv4_jax.main"]
+    command = [sys.executable, *program, "--config=configs/small.py"]
     command += [f"--workdir={workdir}", f"--config.data.dir={args.data}/{data}"]
     command += [f"--config.{field}" for field in fields]
     with open(workdir / "log.txt", "w") as log:
@@ -101,11 +120,12 @@ def row(name: str, metrics: pathlib.Path) -> str:
     split = {s: [x for x in lines if x["split"] == s] for s in ("train", "validation", "test")}
     best = max(split["validation"], key=lambda x: x["auc"] or 0)
     last = split["train"][-1]
-    config = dict(field.split("=") for field in EXPERIMENTS[name][1])
+    _, fields, *trial = EXPERIMENTS[name]
+    config = dict(field.split("=") for field in fields)
     seen = last["step"] * int(config.get("train.batch_size", 64))
     test = split["test"][-1] if split["test"] else None
     return (
-        f"| {name} | {' '.join(EXPERIMENTS[name][1])} | {seen:,} | {last['auc']:.3f}"
+        f"| {name} | {' '.join([*trial, *fields])} | {seen:,} | {last['auc']:.3f}"
         f" | {best['auc']:.3f} ({best['step']})"
         + (f" | {test['auc']:.3f} | {test['accuracy']:.3f} |" if test else " | – | – |")
     )

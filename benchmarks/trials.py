@@ -1,0 +1,80 @@
+"""Trains with something the product does not have, to see whether it should.
+
+    python benchmarks/trials.py mixup --config=configs/small.py --workdir=runs/mixup [...]
+
+After the trial's name, arguments are those of `mnv4_jax.main`. Results: docs/RESULTS.md.
+
+    mixup   pictures and labels of each batch blended with its reverse, Beta(0.2, 0.2)
+            (Zhang et al., arXiv:1710.09412)
+    cutmix  a rectangle of each picture from the batch's reverse, labels by area, Beta(1, 1)
+            (Yun et al., arXiv:1905.04899)
+    sam     gradients at the weights' worst neighbour within 0.05: two passes a step
+            (Foret et al., arXiv:2010.01412)
+    late    the second convolution keeps the resolution: 1/16 at the end, four times the work
+"""
+
+import dataclasses
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from mnv4_jax import main, step
+from mnv4_jax.models import mobilenetv4
+
+SAM_RADIUS = 0.05
+
+
+def mixed_loss(params, stats, images, labels, key, *, graphdef, label_smoothing, mix):
+    """`step.loss_fn` of a batch mixed with its own reverse."""
+    key, mix_key = jax.random.split(key)
+    images, share = mix(images, images[::-1], mix_key)
+    hot = jax.nn.one_hot(labels, 2)
+    model = nnx.merge(graphdef, params, stats, copy=True)
+    logits = model(images, train=True, key=key)
+    targets = optax.smooth_labels(share * hot + (1 - share) * hot[::-1], label_smoothing)
+    loss = optax.softmax_cross_entropy(logits, targets).mean()
+    return loss, (nnx.as_pure(nnx.state(model, nnx.BatchStat)), logits)
+
+
+def blend(images, others, key):
+    share = jax.random.beta(key, 0.2, 0.2)
+    return share * images + (1 - share) * others, share
+
+
+def paste(images, others, key):
+    area_key, place_key = jax.random.split(key)
+    size = images.shape[1]
+    half = jnp.sqrt(jax.random.uniform(area_key)) * size / 2
+    distance = jnp.abs(jnp.arange(size)[:, None] - jax.random.uniform(place_key, (2,)) * size)
+    inside = (distance[:, 0] < half)[:, None] & (distance[:, 1] < half)
+    return jnp.where(inside[None, :, :, None], others, images), 1 - inside.mean()
+
+
+def sam_gradients(weights, images, labels, key, *, plain, **kwargs):
+    """`step.gradients`, taken where the loss within SAM_RADIUS is largest to first order."""
+    _, grads, _, _ = plain(weights, images, labels, key, **kwargs)
+    scale = SAM_RADIUS / (optax.global_norm(grads) + 1e-12)
+    worst = jax.tree.map(lambda w, g: w + scale * g, weights["params"], grads)
+    return plain(weights | {"params": worst}, images, labels, key, **kwargs)
+
+
+def install(trial: str) -> None:
+    """Puts the trial in the place of what the product does."""
+    if trial == "sam":
+        step.gradients = functools.partial(sam_gradients, plain=step.gradients)
+    elif trial == "late":
+        small = mobilenetv4.VARIANTS["mobilenetv4_conv_small"]
+        first, *others = small.stages
+        stages = (first.replace("_s2_", "_s1_"), *others)
+        mobilenetv4.VARIANTS["mobilenetv4_conv_small"] = dataclasses.replace(small, stages=stages)
+    else:
+        step.loss_fn = functools.partial(mixed_loss, mix={"mixup": blend, "cutmix": paste}[trial])
+
+
+if __name__ == "__main__":
+    install(sys.argv.pop(1))
+    main.run(main.main)
