@@ -325,7 +325,7 @@ def fed_steps(rows, tiny):
         return metrics["loss"]
 
     # Threads queue for the GIL, processes copy: 0 threads is one a core.
-    for threads, workers in ((4, 0), (8, 0), (0, 0), (0, 4), (0, 12), (2, 12)):
+    for threads, workers in ((0, 0), (0, 12), (8, 0), (4, 0), (0, 4), (2, 12)):
         config.data.update(threads=threads, workers=workers)
 
         def run():
