@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
     config.train.warmup_epochs = 1.0
     config.train.weight_decay = 0.05
     config.train.label_smoothing = 0.05
-    config.train.clip_norm = 1.0
+    config.train.clip_norm = 1.0  # of the gradient; 0: off
     config.train.ema_decay = 0.998
     config.train.max_bad_steps = 10  # non-finite losses in a row before the run stops
 

@@ -11,6 +11,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
 
 class UserError(Exception):
     """Something the user can put right; one line: what, where, what would be right."""
@@ -40,12 +43,12 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         _say(f"error: {' '.join(str(error).split())}")
         status = 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _FULL + _FORBIDDEN:
             raise
         where = f" ({error.filename})" if error.filename else ""
         _say(f"error: {error.strerror}{where}: free some space or name another folder")
         status = 2
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             # What else is written at the exit would fail as well, at length.
             with contextlib.suppress(OSError):
                 sys.stdout.flush()

@@ -13,10 +13,12 @@ import json
 import math
 import os
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -58,6 +60,7 @@ class Checkpointer:
 
     def __init__(self, workdir: str | epath.Path, *, keep: int):
         self.folder = epath.Path(workdir).absolute() / "checkpoints"
+        _drop_damaged_metrics(self.folder)
         best = lambda metrics: metrics["auc"]  # noqa: E731
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -93,12 +96,11 @@ class Checkpointer:
           metrics: of validation, or None. A NaN AUC is not passed on: it would evict the best.
         """
         auc = (metrics or {}).get("auc", math.nan)
-        counters = {name: getattr(state, name) for name in _COUNTERS}
+        arrays = _arrays(state)
+        meta = {**meta, "crc32": {name: _crc32(item) for name, item in arrays.items()}}
         items = ocp.args.Composite(
-            weights=ocp.args.StandardSave(state.weights),
-            ema=ocp.args.StandardSave(state.ema),
-            optimizer=ocp.args.StandardSave(counters),
-            meta=ocp.args.JsonSave(dict(meta)),
+            **{name: ocp.args.StandardSave(item) for name, item in arrays.items()},
+            meta=ocp.args.JsonSave(meta),
         )
         with self._says_a_full_disk():
             self._manager.save(step, args=items, metrics=None if math.isnan(auc) else {"auc": auc})
@@ -157,16 +159,16 @@ class Checkpointer:
         return None
 
     def _restore_step(self, step: int, like: step_lib.TrainState):
-        counters = {name: getattr(like, name) for name in _COUNTERS}
+        arrays = _arrays(like)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                weights=ocp.args.StandardRestore(like.weights),
-                ema=ocp.args.StandardRestore(like.ema),
-                optimizer=ocp.args.StandardRestore(counters),
+                **{name: ocp.args.StandardRestore(item) for name, item in arrays.items()},
                 meta=ocp.args.JsonRestore(),
             ),
         )
+        for name in arrays:
+            _check_crc32(name, restored[name], restored.meta)
         state = step_lib.TrainState(
             weights=restored.weights, ema=restored.ema, **restored.optimizer
         )
@@ -205,6 +207,36 @@ class Checkpointer:
             f"no space left to save a checkpoint in {self.folder}: free some and run the same"
             f" command again; {'the last checkpoint is intact' if intact else 'none was saved'}"
         )
+
+
+def _arrays(state: step_lib.TrainState) -> dict[str, Any]:
+    """The items of a checkpoint that hold arrays."""
+    counters = {name: getattr(state, name) for name in _COUNTERS}
+    return {"weights": state.weights, "ema": state.ema, "optimizer": counters}
+
+
+def _crc32(item: Any) -> int:
+    """Of the bytes of all arrays in it. TensorStore checks its indices, not the values."""
+    crc = 0
+    for array in jax.tree.leaves(item):
+        crc = zlib.crc32(np.asarray(array).tobytes(), crc)
+    return crc
+
+
+def _check_crc32(name: str, item: Any, meta: Mapping[str, Any]) -> None:
+    """Raises ValueError where `item` is not what was saved; older checkpoints do not say."""
+    if meta.get("crc32", {}).get(name, crc := _crc32(item)) != crc:
+        raise ValueError(f"the {name} are not those that were saved")
+
+
+def _drop_damaged_metrics(folder: epath.Path) -> None:
+    """A step whose metrics cannot be read is one without: Orbax would not even start."""
+    for file in folder.glob("*/metrics/metrics"):
+        try:
+            json.loads(file.read_text())
+        except ValueError:
+            logging.warning("%s is damaged: deleted", file)
+            file.unlink(missing_ok=True)
 
 
 def make_meta(config: ConfigDict, *, calibration=None, metrics=None) -> dict[str, Any]:
@@ -295,6 +327,7 @@ def _load(folder: epath.Path, item: str) -> Checkpoint:
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
     with ocp.StandardCheckpointer() as checkpointer:
         weights = checkpointer.restore(folder / item, like)
+    _check_crc32(item, weights, meta)
     return Checkpoint(
         path=folder,
         step=int(folder.name) if folder.name.isdecimal() else 0,
@@ -311,13 +344,15 @@ def write_initial(
 ) -> epath.Path:
     """A checkpoint at step 0 of weights from elsewhere, to start from or to evaluate."""
     folder = epath.Path(workdir).expanduser().absolute() / "checkpoints"
+    crc = _crc32(weights)
+    meta = make_meta(config) | {"crc32": {"weights": crc, "ema": crc}}
     with ocp.CheckpointManager(folder) as manager:
         manager.save(
             0,
             args=ocp.args.Composite(
                 weights=ocp.args.StandardSave(weights),
                 ema=ocp.args.StandardSave(weights),
-                meta=ocp.args.JsonSave(make_meta(config)),
+                meta=ocp.args.JsonSave(meta),
             ),
         )
     return folder / "0"

@@ -138,15 +138,38 @@ def check(config: ConfigDict) -> None:
     for field, least in _AT_LEAST.items():
         if not (_get(config, field) >= least and math.isfinite(_get(config, field))):
             raise UserError(f"config.{field}={_get(config, field)}: must be at least {least}")
-    for field in ("data.jpeg_quality", "data.downscale"):
+    for field, most in (("data.jpeg_quality", 100), ("data.downscale", 1)):
         pair = _get(config, field)
-        if not (isinstance(pair, tuple) and len(pair) == 2 and 0 < pair[0] <= pair[1]):
-            raise UserError(f"config.{field}={pair!r}: must be two numbers, the lower first")
+        if not (_are_numbers(pair) and len(pair) == 2 and 0 < pair[0] <= pair[1] <= most):
+            raise UserError(
+                f"config.{field}={pair!r}: must be two numbers up to {most}, the lower first"
+            )
+    wavelengths = config.gabor.wavelengths
+    if not (_are_numbers(wavelengths) and wavelengths and min(wavelengths) > 0):
+        raise UserError(f"config.gabor.wavelengths={wavelengths!r}: must be px, like (2.5, 4.0)")
+    for name in ("sigma_ratio", "gamma"):
+        if not 0 < config.gabor[name] < math.inf:
+            raise UserError(f"config.gabor.{name}={config.gabor[name]}: must be above 0")
+    for name in ("psi", "gain"):
+        if not math.isfinite(config.gabor[name]):
+            raise UserError(f"config.gabor.{name}={config.gabor[name]}: must be finite")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"config.seed={config.seed}: must be from 0 to {2**32 - 1}")
+    if 0 < config.data.eval_image_size < 32:
+        raise UserError(
+            f"config.data.eval_image_size={config.data.eval_image_size}: must be 0 or at least 32"
+        )
     for field in _SHARES:
         if not 0 <= _get(config, field) <= 1:
             raise UserError(f"config.{field}={_get(config, field)}: must be from 0 to 1")
     if not config.train.steps and not config.train.epochs:
         raise UserError("config.train.epochs=0 and config.train.steps=0: nothing to train for")
+
+
+def _are_numbers(values) -> bool:
+    return isinstance(values, tuple) and all(
+        isinstance(x, int | float) and math.isfinite(x) for x in values
+    )
 
 
 def _get(config: ConfigDict, field: str):

@@ -100,13 +100,17 @@ def initialize(
         )
     _check(coordinator, num_processes, process_id)
     with _Watchdog(coordinator, num_processes, process_id, peer_timeout_s):
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            # JAX aborts with a stack dump when its time is up; the watchdog speaks before.
-            initialization_timeout=peer_timeout_s + 60,
-        )
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                # JAX aborts with a stack dump when its time is up; the watchdog speaks before.
+                initialization_timeout=peer_timeout_s + 60,
+            )
+        except RuntimeError as error:  # the port is in use, say
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--coordinator={coordinator} cannot be used: {reason}") from None
 
 
 @contextlib.contextmanager
@@ -158,7 +162,7 @@ def log_to(workdir: str) -> None:
     """
     if "://" in workdir:
         return
-    folder = pathlib.Path(workdir, "logs")
+    folder = pathlib.Path(workdir, "logs").expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(folder / f"process_{jax.process_index()}.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

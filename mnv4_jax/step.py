@@ -140,9 +140,10 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     """AdamW behind gradient clipping, for the vectors of `pack`; no weight decay on biases,
     BatchNorm and Gabor parameters ("others").
     """
+    clip = config.train.clip_norm
     decayed = {"kernels": True, "others": False}
     return optax.chain(
-        optax.clip_by_global_norm(config.train.clip_norm),
+        optax.clip_by_global_norm(clip) if clip else optax.identity(),
         optax.scale_by_adam(),
         optax.add_decayed_weights(config.train.weight_decay, decayed),
         optax.scale_by_learning_rate(schedule),

@@ -91,7 +91,7 @@ def run(config: ConfigDict, workdir: str) -> int:
         functools.partial(step.unpacked, like=like), out_shardings=sharding.replicated(mesh)
     )
     bad_images = BadImages(workdir, len(source))
-    evaluate = functools.partial(_evaluate, config, mesh, bad_images.note)
+    evaluate = functools.partial(_evaluate, config, mesh, bad_images.name)
 
     if is_main:
         (workdir / "config.json").write_text(config.to_json_best_effort(indent=2))
@@ -141,6 +141,10 @@ def run(config: ConfigDict, workdir: str) -> int:
                             writer.write(done, "validation", results)
                             progress.log(done, "validation", results)
                         log.restart_clock()
+                    # What tells of these steps is there before they are.
+                    for lines in (writer, digests):
+                        if lines:
+                            lines.flush()
                     meta = checkpoint.make_meta(config, calibration=fitted, metrics=results)
                     checkpointer.save(done, named, meta, results)
                 if stop:
@@ -179,6 +183,7 @@ def _start(config, like, optimizer, checkpointer, mesh, say) -> tuple[step.Train
     everywhere = sharding.replicated(mesh)
     if found := checkpointer.latest_meta():
         _check_same_model(config, found[1]["config"], checkpointer.folder)
+        _warn_of_other_batches(config, found[1]["config"], say)
         saved = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
             jax.eval_shape(lambda weights: step.unpacked(init(weights), like), like),
@@ -222,6 +227,16 @@ def _check_same_model(config: ConfigDict, saved: Mapping[str, Any], folder: epat
             )
 
 
+def _warn_of_other_batches(config: ConfigDict, saved: Mapping[str, Any], say) -> None:
+    now = config.seed, config.train.batch_size
+    before = saved["seed"], saved["train"]["batch_size"]
+    if now != before:
+        say(
+            f"warning: config.seed and config.train.batch_size are {now}, were {before} until now:"
+            " from here on the batches are those of another run"
+        )
+
+
 def _evaluate(config, mesh, on_bad, model, source):
     """(metrics, calibration or None) of `model` on every picture of `source`."""
     scores = scoring.score_source(model, source, config.data, mesh, on_bad=on_bad)
@@ -258,27 +273,36 @@ def _finish(config, workdir, evaluate, writer, total_steps, say) -> None:
 
 
 class BadImages:
-    """Counts damaged pictures and names them in WORKDIR/bad_images.txt; told from any thread."""
+    """Names damaged pictures in WORKDIR/bad_images.txt and counts those of Train; from any thread.
 
-    def __init__(self, workdir: epath.Path, n_examples: int):
+    The count begins anew with the process: who has repaired the pictures can go on.
+    """
+
+    def __init__(self, workdir: epath.Path, n_train: int):
         self._file = workdir / "bad_images.txt"
-        self._limit = max(1, n_examples // 100)
+        self._limit = max(1, n_train // 100)
         self._lock = threading.Lock()
         known = self._file.read_text().splitlines() if self._file.exists() else []
-        self._ids = {line.split("\t")[0] for line in known}
+        self._named = {line.split("\t")[0] for line in known}
+        self._of_train: set[str] = set()
 
     def note(self, image_id: str, reason: str) -> None:
+        """A picture of Train."""
+        self.name(image_id, reason)
+        self._of_train.add(image_id)
+
+    def name(self, image_id: str, reason: str) -> None:
+        """A picture of any split."""
         with self._lock:
-            if image_id not in self._ids:
-                self._ids.add(image_id)
-                with self._file.open("a") as file:
-                    file.write(f"{image_id}\t{reason}\n")
+            if image_id not in self._named:
+                self._named.add(image_id)
+                writers.append_text(self._file, f"{image_id}\t{reason}\n")
 
     def check(self) -> None:
         """Raises UserError when more than 1% of the training set (or 1, if that is less) is bad."""
-        if len(self._ids) > self._limit:
+        if len(self._of_train) > self._limit:
             raise UserError(
-                f"{len(self._ids)} damaged pictures, more than 1% of the training set:"
+                f"{len(self._of_train)} damaged pictures, more than 1% of the training set:"
                 f" repair or remove those named in {self._file}"
             )
 
@@ -367,11 +391,11 @@ class _Digests:
     """
 
     def __init__(self, workdir: epath.Path, seed: int, ids: list[str], start_step: int):
-        self._file, self._seed, self._ids = workdir / "digests.jsonl", seed, ids
+        self._seed, self._ids = seed, ids
         if jax.process_index() == 0:
-            old = self._file.read_text().splitlines() if self._file.exists() else []
-            kept = [line for line in old if json.loads(line)["step"] <= start_step]
-            writers.replace_text(self._file, "".join(f"{line}\n" for line in kept))
+            file = workdir / "digests.jsonl"
+            kept = [line for line in writers.read_lines(file) if line["step"] <= start_step]
+            self._lines = writers.LineFile(file, kept)
 
     def write(self, done: int, batch: dict[str, np.ndarray]) -> None:
         rows = np.stack([batch["index"], batch["position"].astype(np.int64)], axis=1)
@@ -382,5 +406,8 @@ class _Digests:
             names = [self._ids[i] for i in rows[:, 0]]
             listed = sorted(zip(names, (key.tobytes().hex() for key in keys), strict=True))
             digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-            with self._file.open("a") as file:
-                file.write(json.dumps({"step": done, "sha256": digest}) + "\n")
+            self._lines.append({"step": done, "sha256": digest})
+
+    def flush(self) -> None:
+        if jax.process_index() == 0:
+            self._lines.flush()

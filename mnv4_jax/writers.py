@@ -3,8 +3,9 @@
 import functools
 import json
 import math
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import rich.console
 import rich.progress
@@ -18,13 +19,13 @@ class MetricsWriter:
     def __init__(self, workdir: epath.Path, *, start_step: int):
         """Forgets what an interrupted run wrote of steps after `start_step`, and the Test line that
         a finished one ends with: they come again."""
-        self._file = workdir / "metrics.jsonl"
+        file = workdir / "metrics.jsonl"
         kept = [
             line
-            for line in read_metrics(workdir)
+            for line in read_lines(file)
             if line["step"] <= start_step and line["split"] != "test"
         ]
-        replace_text(self._file, "".join(map(_line, kept)))
+        self._lines = LineFile(file, kept)
         # purge_step 0 would be ignored; a fresh run has nothing to purge.
         self._purge_step = start_step + 1 if start_step else None
         self._folder = str(workdir / "tensorboard")
@@ -38,20 +39,54 @@ class MetricsWriter:
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         line = {"step": step, "split": split} | {k: _finite(v) for k, v in values.items()}
-        with self._file.open("a") as file:
-            file.write(_line(line))
+        self._lines.append(line)
         for name, value in line.items():
             if isinstance(value, float):
                 self._board.add_scalar(f"{split}/{name}", value, step)
 
+    def flush(self) -> None:
+        self._lines.flush()
+
     def close(self) -> None:
+        self.flush()
         if "_board" in self.__dict__:  # else nothing was written
             self._board.close()
 
 
-def read_metrics(workdir: epath.Path) -> list[dict]:
-    """The lines of metrics.jsonl; a last one cut short by a power cut is left out."""
-    file = workdir / "metrics.jsonl"
+class LineFile:
+    """A file of JSON lines that grows; in a bucket (gs://…), only when `flush` is called."""
+
+    def __init__(self, file: epath.Path, lines: Iterable[Mapping]):
+        self._file = file
+        self._text = "".join(map(_line, lines))
+        replace_text(file, self._text)
+
+    def append(self, line: Mapping) -> None:
+        if _in_bucket(self._file):
+            self._text += _line(line)
+        else:
+            append_text(self._file, _line(line))
+
+    def flush(self) -> None:
+        if _in_bucket(self._file):
+            replace_text(self._file, self._text)
+
+
+def append_text(file: epath.Path, text: str) -> None:
+    """At the end of a file. In a bucket by writing it anew: gcsfs takes "a" for "w"."""
+    if _in_bucket(file):
+        replace_text(file, (file.read_text() if file.exists() else "") + text)
+    else:
+        with file.open("a") as stream:
+            stream.write(text)
+
+
+def _in_bucket(file: epath.Path) -> bool:
+    return "://" in os.fspath(file)
+
+
+def read_lines(file: epath.Path) -> list[dict]:
+    """What a `LineFile` wrote; a last line cut short by a power cut is left out."""
     lines = []
     for text in file.read_text().splitlines() if file.exists() else ():
         try:
@@ -137,7 +172,7 @@ def draw_curves(workdir: epath.Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lines = read_metrics(workdir)
+    lines = read_lines(workdir / "metrics.jsonl")
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     for axis, name in zip(axes, ("loss", "accuracy", "auc"), strict=True):
         for split, style in (("train", "-"), ("validation", "o-"), ("test", "*")):

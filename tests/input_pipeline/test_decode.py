@@ -84,6 +84,22 @@ def test_a_file_cut_short_is_an_error(format, kept):
         decode(data[: int(len(data) * kept)])
 
 
+def test_bytes_between_the_segments_of_a_jpeg_are_pillows_to_skip():
+    data = encoded(PIXELS)
+    tables = data.index(b"\xff\xdb")
+    odd = data[:tables] + b"\0\0\0" + data[tables:]
+    with Image.open(io.BytesIO(odd)) as image:
+        _close(decode(odd), np.asarray(image), tolerance=0)
+
+
+def test_padding_before_a_marker_is_skipped():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(PIXELS, exif=exif)
+    tables = data.index(b"\xff\xdb")
+    _close(decode(data[:tables] + b"\xff\xff" + data[tables:]), decode(data), tolerance=0)
+
+
 def test_a_jpeg_with_a_hole_is_an_error():
     data = bytearray(encoded(smooth(200, 200), quality=90))
     middle = len(data) // 2

@@ -84,4 +84,4 @@ def test_the_container_copies_what_the_package_consists_of():
     text = (ROOT / "launch/gke/Dockerfile").read_text()
     for name in ("configs", "input_pipeline", "mnv4_jax"):
         assert f"COPY {name} {name}" in text
-    assert 'ENTRYPOINT ["python", "-m", "mnv4_jax.main"]' in text
+    assert 'ENTRYPOINT ["python", "-m", "mnv4_jax.main", "--peer_timeout_s=1800"]' in text

@@ -14,7 +14,12 @@ def cluster(tmp_path) -> StandIns:
 
 
 def submit(cluster: StandIns, *flags: str, restarts: int | None = None):
-    environment = {"SLURM_JOB_ID": "4711", "PYTHON": "python", "MAX_RESTARTS": "3"}
+    environment = {
+        "SLURM_JOB_ID": "4711",
+        "SLURM_CPUS_PER_TASK": "12",
+        "PYTHON": "python",
+        "MAX_RESTARTS": "3",
+    }
     if restarts is not None:
         environment["SLURM_RESTART_COUNT"] = str(restarts)
     return cluster.run("bash", SCRIPT, *flags, **environment)
@@ -26,6 +31,7 @@ def test_one_srun_starts_the_training_with_all_flags(cluster):
     assert call.endswith(
         "python -m mnv4_jax.main --config=configs/kaggle.py --workdir=/scratch/a b"
     )
+    assert "--cpus-per-task=12 " in call  # srun does not take it over from sbatch
     assert cluster.calls("scontrol") == []
 
 

@@ -81,6 +81,27 @@ def test_a_damaged_newest_is_said_deleted_and_saved_again(workdir, capsys):
     assert 40 in steps(workdir)
 
 
+@pytest.mark.parametrize("item", ["weights", "ema", "optimizer"])
+def test_other_values_than_were_saved_are_damage(workdir, capsys, item):
+    """TensorStore reads them without a word, as it does flipped bits."""
+    folder = workdir / "checkpoints"
+    shutil.rmtree(folder / "40" / item)
+    shutil.copytree(folder / "30" / item, folder / "40" / item)
+    checkpointer = checkpoint.Checkpointer(workdir, keep=2)
+    state, _ = checkpointer.restore(like())
+    assert "checkpoint 40" in capsys.readouterr().out
+    assert steps(workdir) == [10, 30]
+    assert int(state.step) == 3
+
+
+def test_metrics_that_cannot_be_read_cost_only_the_metrics(workdir):
+    (workdir / "checkpoints" / "10" / "metrics" / "metrics").write_text('{"auc": 0.')
+    checkpointer = checkpoint.Checkpointer(workdir, keep=2)
+    state, _ = checkpointer.restore(like())
+    assert int(state.step) == 4
+    assert checkpoint.load(workdir).step == 40
+
+
 def test_no_intact_checkpoint_is_an_error_and_nothing_is_deleted(workdir):
     for at in steps(workdir):
         damage(workdir / "checkpoints" / str(at))

@@ -1,6 +1,7 @@
 import functools
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -168,6 +169,18 @@ def test_a_peer_that_never_arrives_is_one_line_in_time(process_id, message):
     assert process.returncode == 2, output
     assert output.startswith(message.format(port=port))
     assert len(output.splitlines()) == 1  # no stack dump of JAX's
+
+
+def test_a_port_in_use_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = _python(_WAIT.format(port=port, process_id=0).replace("_s=3", "_s=60"))
+        try:
+            output, _ = process.communicate(timeout=90)
+        finally:
+            process.kill()
+    assert process.returncode == 2, output
+    assert output.splitlines()[-1].startswith(f"error: --coordinator=127.0.0.1:{port} cannot be")
 
 
 _FAIL = """

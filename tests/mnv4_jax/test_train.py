@@ -97,6 +97,24 @@ def test_preempted_and_run_again_equals_an_uninterrupted_run(
     assert losses[0] == losses[1]  # bit for bit
 
 
+def test_a_power_cut_in_the_middle_of_a_line_is_survived(
+    finished, picture_folder, tmp_path, capsys
+):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    for name in ("metrics.jsonl", "digests.jsonl"):
+        with open(workdir / name, "a") as file:
+            file.write('{"step": 8, "sp')
+    assert train.run(config_for(picture_folder), str(workdir)) == 0
+    assert lines(workdir) == lines(finished)
+    assert lines(workdir, "digests.jsonl") == lines(finished, "digests.jsonl")
+
+
+def test_another_seed_in_the_middle_of_a_run_is_said(finished, picture_folder, tmp_path, capsys):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    train.run(config_for(picture_folder, seed=1), str(workdir))
+    assert "are (1, 8), were (0, 8) until now" in capsys.readouterr().out
+
+
 def test_a_finished_run_is_said_to_be_so(finished, picture_folder, tmp_path, capsys):
     workdir = shutil.copytree(finished, tmp_path / "run")
     assert train.run(config_for(picture_folder), str(workdir)) == 0
@@ -158,6 +176,18 @@ def test_too_many_damaged_pictures_stop_the_run(picture_folder, tmp_path):
         (folder / "Train" / "Fake" / f"{i}.png").write_bytes(b"not a picture")
     with pytest.raises(UserError, match=r"more than 1% of the training set.*bad_images\.txt"):
         train.run(config_for(folder), str(tmp_path / "run"))
+    # Repaired, the same command goes on.
+    shutil.copytree(picture_folder, folder, dirs_exist_ok=True)
+    assert train.run(config_for(folder), str(tmp_path / "run")) == 0
+
+
+def test_damaged_pictures_of_validation_are_named_and_stop_nothing(picture_folder, tmp_path):
+    folder = shutil.copytree(picture_folder, tmp_path / "data")
+    for i in range(3):
+        (folder / "Validation" / "Fake" / f"{i}.png").write_bytes(b"not a picture")
+    assert train.run(config_for(folder), str(tmp_path / "run")) == 0
+    named = (tmp_path / "run" / "bad_images.txt").read_text().splitlines()
+    assert len(named) == 3 and all(line.startswith("Validation/Fake/") for line in named)
 
 
 def test_a_diverging_run_stops_with_its_last_checkpoint_intact(picture_folder, tmp_path):
@@ -192,6 +222,24 @@ def test_the_command_line_reports_bad_input_in_one_line(picture_folder, tmp_path
     assert "Traceback" not in done.stderr
     (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
     assert "nowhere" in line
+
+
+def test_a_workdir_that_is_a_file_is_one_line(tmp_path, request):
+    file = tmp_path / "file"
+    file.touch()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "mnv4_jax.main", "--config=configs/small.py"),
+            f"--workdir={file}",
+        ],
+        cwd=request.config.rootpath,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: Not a directory") and str(file) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(picture_folder, tmp_path, request):
