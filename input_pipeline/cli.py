@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_FORBIDDEN = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+_FORBIDDEN += (errno.ENAMETOOLONG,)
 
 
 class UserError(Exception):

@@ -82,16 +82,17 @@ class FileSource:
         """
         if self._groups_file is None:
             return None
-        with open(self._groups_file, newline="", encoding="utf-8-sig") as file:
+        with open(
+            self._groups_file, newline="", encoding="utf-8-sig", errors="surrogateescape"
+        ) as file:
             rows = csv.DictReader(file)
             if not {"file", "group"} <= set(rows.fieldnames or ()):
                 raise UserError(
                     f"{self._groups_file}: expected the columns file,group; "
                     f"found {','.join(rows.fieldnames or ()) or 'an empty file'}"
                 )
-            group_of = {row["file"]: row["group"] for row in rows}
-        # ids end in CLASS/NAME, which is how groups.csv names a file.
-        names = ["/".join(name.split("/")[-2:]) for name in self.ids]
+            group_of = {_in_class(row["file"] or ""): row["group"] for row in rows}
+        names = [_in_class(name) for name in self.ids]
         missing = [name for name in names if not group_of.get(name)]
         if missing:
             raise UserError(
@@ -99,6 +100,12 @@ class FileSource:
                 f"{len(names)} have none); expected a line for every picture, or no such file"
             )
         return [group_of[name] for name in names]
+
+
+def _in_class(path: str) -> str:
+    """CLASS/NAME, which is how groups.csv names a file; folders may be of any case."""
+    *_, folder, name = ["", *path.replace("\\", "/").split("/")]
+    return f"{folder.capitalize()}/{name}"
 
 
 def open_source(data_dir: str, split: str) -> Source:

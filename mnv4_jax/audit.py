@@ -58,7 +58,7 @@ def inspect(source: Source) -> tuple[str, dict[str, np.ndarray]]:
         rows = list(pool.map(lambda i: _inspect_file(source, i), range(len(source))))
     whole = hashlib.sha256()
     for name, (digest, _) in zip(source.ids, rows, strict=True):
-        whole.update(f"{name}\0{digest}\n".encode())
+        whole.update(f"{name}\0{digest}\n".encode(errors="surrogateescape"))
     columns = np.array([values for _, values in rows], np.float64).reshape(len(rows), len(FEATURES))
     return whole.hexdigest(), dict(zip(FEATURES, columns.T, strict=True))
 

@@ -10,7 +10,7 @@ import numpy as np
 from mnv4_jax import metrics
 
 FALSE_ALARM_RATES = (0.01, 0.05, 0.10)
-TEMPERATURES = (0.01, 100.0)  # a separable or a useless model would fit 0 or infinity
+TEMPERATURES = (0.01, 100.0)  # a useless model would fit infinity
 
 
 def fit(logits: np.ndarray, labels: np.ndarray, *, split: str = "Validation") -> dict | None:
@@ -41,6 +41,10 @@ def fit(logits: np.ndarray, labels: np.ndarray, *, split: str = "Validation") ->
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The T that minimises the log loss of softmax(logits / T); Guo et al. 2017, arXiv:1706.04599.
 
+    Where every picture is on its right side there is no such T but 0, which would call the first
+    doubtful picture certain. There the labels give way a little, to 1 - 1 / (n + 2) of a class of n
+    (Platt 1999).
+
     Args:
       logits: [N, 2] finite floats.
       labels: [N] integers, 0 fake and 1 real.
@@ -51,10 +55,15 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar  # only training needs it: predict starts without
 
     z = metrics.log_odds(logits)
-    against = np.where(np.asarray(labels) == metrics.FAKE, -z, z)
+    labels = np.asarray(labels)
+    against = np.where(labels == metrics.FAKE, -z, z)
+    doubt = 0.0
+    if (against < 0).all():
+        doubt = 1 / (np.bincount(labels, minlength=2)[labels] + 2)
 
     def log_loss(log_t: float) -> float:
-        return np.logaddexp(0, against / np.exp(log_t)).mean()
+        x = against / np.exp(log_t)
+        return ((1 - doubt) * np.logaddexp(0, x) + doubt * np.logaddexp(0, -x)).mean()
 
     # The loss is convex in 1/T, so it has one minimum in log T as well.
     best = minimize_scalar(

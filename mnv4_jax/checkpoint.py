@@ -303,7 +303,7 @@ def load(path: str | epath.Path, *, raw: bool = False) -> Checkpoint:
 
     Args:
       path: where; a local folder or one that etils knows (gs://…).
-      raw: the weights as trained instead of their moving average.
+      raw: the weights as trained instead of their moving average; calibration is None then.
 
     Raises:
       UserError: no checkpoint, or none intact.
@@ -334,7 +334,8 @@ def _load(folder: epath.Path, item: str) -> Checkpoint:
         config=config,
         model=nnx.merge(graphdef, weights["params"], weights["stats"]),
         labels=tuple(meta["labels"]),
-        calibration=meta["calibration"],
+        # Fitted for the average.
+        calibration=meta["calibration"] if item == "ema" else None,
         meta=meta,
     )
 

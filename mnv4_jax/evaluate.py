@@ -57,6 +57,8 @@ def main() -> None:
     host_memory.keep_freed()
     sharding.initialize_from(args)
     opened = [(data, sources.open_source(data, args.split)) for data in args.data]
+    for _, source in opened:
+        _ = source.groups  # read on first use: a mistake in them is better found now
     loaded = checkpoint.load(args.checkpoint, raw=args.raw)
     out = pathlib.Path(args.out).expanduser()
     if jax.process_index() == 0:
@@ -72,7 +74,8 @@ def main() -> None:
     contents = json.dumps(_finite(facts | results[0].summary | others), indent=2)
     (out / "report.json").write_text(contents + "\n")
     html = report.render(facts, results, loaded.model)
-    (out / "report.html").write_text(html, encoding="utf-8")
+    # Names of files need not be UTF-8.
+    (out / "report.html").write_text(html, encoding="utf-8", errors="replace")
     for result in results:
         _print_summary(result.summary)
     print(f"report: {out / 'report.html'}, {out / 'report.json'}")

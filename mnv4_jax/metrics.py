@@ -4,6 +4,7 @@ Every metric is written once, for weighted examples and for many weightings at a
 weights 1 it is the value, with bootstrap counts as weights it is the interval.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,10 +41,12 @@ def metrics_with_intervals(
     """`weighted_metrics`, each as {"value": x, "ci95": [lo, hi]}, by the percentile bootstrap.
 
     Pictures of one source are not independent: with `groups` ([N] names) whole groups are drawn.
-    Resamples in which a metric is undefined (a class missing) do not count for it.
+    Resamples in which a metric is undefined (a class missing) do not count for it. One group alone
+    says nothing of others: its intervals are nan.
     """
     labels, z = np.asarray(labels), log_odds(logits)
     values = weighted_metrics(labels, z, np.ones((1, len(z))))
+    alone = groups is not None and len(set(groups)) < 2
     parts = [
         weighted_metrics(labels, z, weights)
         for weights in bootstrap_weights(len(z), groups, resamples=resamples, seed=seed)
@@ -51,7 +54,9 @@ def metrics_with_intervals(
     return {
         name: {
             "value": float(value[0]),
-            "ci95": _percentiles(np.concatenate([part[name] for part in parts])),
+            "ci95": [math.nan, math.nan]
+            if alone
+            else _percentiles(np.concatenate([part[name] for part in parts])),
         }
         for name, value in values.items()
     }

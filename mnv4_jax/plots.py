@@ -7,6 +7,7 @@ variables, so one drawing serves light, dark and paper.
 import html
 import io
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -66,7 +67,7 @@ def _svg(draw: Callable[[Figure], None], *, name: str, size=(4.6, 3.9)) -> str:
     for stand_in, variable in _CSS.items():
         svg = svg.replace(stand_in, variable)
     # Ids must differ between the figures of one page.
-    key = re.sub(r"\W+", "-", name)
+    key = f"p{zlib.crc32(name.encode(errors='surrogateescape')):08x}"
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)

@@ -12,7 +12,8 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -27,7 +28,7 @@ from input_pipeline.cli import UserError
 from input_pipeline.decode import DecodeError, decode
 from mnv4_jax import calibration, checkpoint, compilation_cache, host_memory, scoring, sharding
 
-_AT_A_TIME = 256  # pictures between two rounds of output
+_AT_A_TIME, _FACES_AT_A_TIME = 256, 16  # pictures between two rounds of output
 
 
 class Detector:
@@ -84,8 +85,8 @@ class Pictures:
 
     groups = None
 
-    def __init__(self, images: Sequence):
-        self._images = images
+    def __init__(self, images: Iterable):
+        self._images = images = list(images)
         self.labels = np.full(len(images), -1, np.int32)
         self.ids = [
             os.fspath(image) if isinstance(image, str | os.PathLike) else f"number {i}"
@@ -97,11 +98,14 @@ class Pictures:
 
     def read(self, i: int) -> bytes:
         image = self._images[i]
-        if isinstance(image, bytes):
-            return image
+        if isinstance(image, bytes | bytearray | memoryview):
+            return bytes(image)
         if isinstance(image, str | os.PathLike):
+            if os.path.isdir(image):
+                raise OSError("no picture in this folder")
             return pathlib.Path(image).read_bytes()
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        image = np.asarray(image)  # of NumPy, JAX, Pillow
+        if not image.size or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise OSError(f"{image.dtype} {image.shape} is not uint8 [H, W, 3]")
         return cv2.imencode(".bmp", image[..., ::-1])[1].tobytes()  # without loss, and quick
 
@@ -126,14 +130,15 @@ def main() -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
 
-    unreadable = []
+    unreadable, heatmaps = [], {}
 
     def on_bad(file: str, reason: str) -> None:
         unreadable.append(file)
         print(f"unreadable: {file}: {reason}", file=sys.stderr)
 
     try:
-        for chunk in _chunks(files):
+        # A portrait's crop can be large: fewer of them wait for their scores.
+        for chunk in _chunks(files, _FACES_AT_A_TIME if args.faces else _AT_A_TIME):
             items = [item for file in chunk for item in split(file, on_bad)]
             pictures = Pictures([item.image for item in items if item.image is not None])
             answers = iter(detector.score(pictures, on_bad))
@@ -142,7 +147,7 @@ def main() -> int:
                 if p_fake is None or np.isfinite(p_fake):
                     print(_line(item, p_fake, threshold, as_json=args.json), flush=True)
             if args.heatmap:
-                write_heatmaps(detector, items, pathlib.Path(args.heatmap))
+                write_heatmaps(detector, items, pathlib.Path(args.heatmap), heatmaps)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1 if unreadable else 0
@@ -188,11 +193,11 @@ def choose_threshold(given: str, thresholds: dict[str, float]) -> float:
         return float(given)
     rate = f"{float(given[:-1]) / 100:g}"
     if rate not in thresholds:
-        known = ", ".join(f"{100 * float(r):g}%" for r in thresholds)
+        known = "none (trained without Validation, or --raw)"
+        if thresholds:
+            known = f"thresholds for {', '.join(f'{100 * float(r):g}%' for r in thresholds)}"
         raise UserError(
-            f"--threshold={given}: the checkpoint has "
-            + (f"thresholds for {known}" if known else "none (it was trained without Validation)")
-            + "; or give a number from 0 to 1"
+            f"--threshold={given}: the checkpoint has {known}; or give a number from 0 to 1"
         )
     return thresholds[rate]
 
@@ -200,30 +205,29 @@ def choose_threshold(given: str, thresholds: dict[str, float]) -> float:
 def find_pictures(arguments: Sequence[str]) -> list[str]:
     """The files that `arguments` mean, in order; what is found in a folder is sorted.
 
-    A file that is named is taken whatever it is called, if it exists or not: reading will tell.
-    Raises UserError where nothing is left to read.
+    A file that is named is taken whatever it is called, if it exists or not, and so is a folder
+    or glob that holds nothing: reading will tell. Raises UserError where that is all there is.
     """
     names = []
     for argument in arguments:
         if argument == "-":
-            names += [line for line in sys.stdin.read().splitlines() if line.strip()]
-        else:
+            listed = os.fsdecode(getattr(sys.stdin, "buffer", sys.stdin).read())
+            lines = listed.split("\0" if "\0" in listed else "\n")  # find -print0 has the former
+            names += [line.removesuffix("\r") for line in lines if line.strip()]
+        elif os.path.exists(argument) or not glob.has_magic(argument):
             names.append(argument)
-    files, missing = [], []
-    for name in names:
-        if os.path.isdir(name):
-            found = list(_walk(name))
-        elif os.path.exists(name) or not glob.has_magic(name):
-            found = [name]
         else:
-            found = sorted(f for f in glob.glob(name, recursive=True) if os.path.isfile(f))
-        files += found
-        if not found or not os.path.exists(found[0]):
-            missing.append(name)
-    if len(missing) == len(names):
-        what = f"{missing[0]}: " if missing else "standard input: "
+            found = sorted(glob.glob(argument, recursive=True))
+            if "**" in argument:  # which finds what is in the folders as well
+                found = [name for name in found if os.path.isfile(name)]
+            names += found or [argument]
+    files = []
+    for name in names:
+        files += list(_walk(name)) or [name]
+    alone = arguments[0] if len(arguments) == 1 and arguments[0] != "-" else None
+    if not names or (alone and not any(map(os.path.isfile, files))):
         raise UserError(
-            f"{what}no picture found; expected files, or folders with"
+            f"{alone or 'standard input'}: no picture found; expected files, or folders with"
             f" *{', *'.join(sources.EXTENSIONS)}"
         )
     return files
@@ -268,8 +272,14 @@ def _line(item: Item, p_fake: float | None, threshold: float, *, as_json: bool) 
     return f"{p_fake:.4f}  {label}  {item.file}{where}"
 
 
-def write_heatmaps(detector: Detector, items: Sequence[Item], folder: pathlib.Path) -> None:
-    """FOLDER/<path with _ for />[.face<k>].png: the picture as the detector saw it, and its map."""
+def write_heatmaps(
+    detector: Detector, items: Sequence[Item], folder: pathlib.Path, taken: dict[str, str]
+) -> None:
+    """FOLDER/<path with _ for />[.face<k>].png: the picture as the detector saw it, and its map.
+
+    A name that is too long, or `taken` by another file (name: file; added to), ends in a number of
+    its path's own.
+    """
     from mnv4_jax import explain
 
     items = [item for item in items if item.image is not None]
@@ -278,6 +288,9 @@ def write_heatmaps(detector: Detector, items: Sequence[Item], folder: pathlib.Pa
     for i, picture, heat in explain.explain_source(detector.model, pictures, detector.data_config):
         item = items[i]
         name = item.file.replace(os.sep, "_").lstrip("._")
+        short = name.encode(errors="surrogateescape")[:200].decode(errors="ignore")
+        if taken.setdefault(name, item.file) != item.file or short != name:
+            name = f"{short}.{zlib.crc32(os.fsencode(item.file)):08x}"
         if item.box:
             faces[item.file] += 1
             name += f".face{faces[item.file]}"
@@ -285,17 +298,17 @@ def write_heatmaps(detector: Detector, items: Sequence[Item], folder: pathlib.Pa
         Image.fromarray(pair).save(folder / f"{name}.png")
 
 
-def _chunks(files: Sequence[str]) -> Iterator[Sequence[str]]:
+def _chunks(files: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     """`files` in turns; with a progress bar if the standard error is a terminal."""
     with rich.progress.Progress(
         *rich.progress.Progress.get_default_columns(),
         console=rich.console.Console(stderr=True),
-        disable=len(files) <= _AT_A_TIME or not sys.stderr.isatty(),
+        disable=len(files) <= size or not sys.stderr.isatty(),
         redirect_stdout=sys.stdout.isatty(),  # else the answers would go where the bar goes
     ) as progress:
         task = progress.add_task("pictures", total=len(files))
-        for start in range(0, len(files), _AT_A_TIME):
-            chunk = files[start : start + _AT_A_TIME]
+        for start in range(0, len(files), size):
+            chunk = files[start : start + size]
             yield chunk
             progress.advance(task, len(chunk))
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,8 @@ def render(facts: Mapping[str, Any], results: Sequence, model: nnx.Module) -> st
     )
     environment.filters |= {"number": _number, "percent": _percent, "interval": _interval}
     sections = [_section(i, result, model) for i, result in enumerate(results)]
+    for section in sections:
+        section["trained_here"] = _same_folder(section["summary"]["data"], facts["trained_on"])
     return environment.get_template("report.html.j2").render(
         facts=facts,
         sections=sections,
@@ -65,6 +68,10 @@ def render(facts: Mapping[str, Any], results: Sequence, model: nnx.Module) -> st
         features=audit.FEATURES,
         corruptions=CORRUPTIONS,
     )
+
+
+def _same_folder(one: str, other: str) -> bool:
+    return len({os.path.realpath(os.path.expanduser(name)) for name in (one, other)}) == 1
 
 
 def _section(number: int, result, model: nnx.Module) -> dict[str, Any]:

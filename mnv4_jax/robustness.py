@@ -45,7 +45,10 @@ class Damaged:
         if kind == "none":
             return data
         if kind == "jpeg":
-            return encode_jpeg(decode(data), level)
+            pixels = decode(data)
+            if max(pixels.shape) > 65500:
+                raise OSError("larger than a JPEG can be")
+            return encode_jpeg(pixels, level)
         damaged = corrupt(decode(data), kind, level, seed=self._picks[pick])
         return cv2.imencode(".bmp", cv2.cvtColor(damaged, cv2.COLOR_RGB2BGR))[1].tobytes()
 
@@ -82,10 +85,9 @@ def sweep(
     damaged = Damaged(source, picks)
     scores = scoring.score_source(model, damaged, data_config, mesh, description="damaged")
     rows = []
-    for (kind, level), logits in zip(
-        damaged.damages, np.split(scores.logits, len(damaged.damages)), strict=True
-    ):
-        labels = damaged.labels[: len(picks)]
+    for i, (kind, level) in enumerate(damaged.damages):
+        here = scores.index // len(picks) == i
+        logits, labels = scores.logits[here], scores.labels[here]
         alarms = calibration.p_fake(logits, temperature)[labels == metrics.REAL] >= threshold
         rows.append(
             {

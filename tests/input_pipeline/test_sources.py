@@ -52,6 +52,9 @@ def test_groups_come_from_the_file_beside_the_class_folders(tmp_path):
     _touch(tmp_path, "Test/Fake/a.jpg", "Test/Real/a.jpg")
     (tmp_path / "Test/groups.csv").write_text("file,group\nReal/a.jpg,v1\nFake/a.jpg,v2\n")
     assert open_source(str(tmp_path), "Test").groups == ["v2", "v1"]
+    # The folders may be of any case, the file of an old Windows.
+    (tmp_path / "Test/groups.csv").write_bytes(b"file,group\nreal/a.jpg,v\xe9\nFAKE\\a.jpg,v2\n")
+    assert len(set(open_source(str(tmp_path), "Test").groups)) == 2
     (tmp_path / "Test/groups.csv").write_text("file,group\nReal/a.jpg,v1\n")
     with pytest.raises(UserError, match=r"groups.csv: no group for Fake/a.jpg"):
         _ = open_source(str(tmp_path), "Test").groups

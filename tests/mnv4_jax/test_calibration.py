@@ -38,9 +38,25 @@ def test_temperature_is_a_logistic_regression_through_the_origin():
 
 def test_temperature_stays_bounded_where_no_optimum_exists():
     logits = np.array([[1.0, 0], [0, 1]])
-    low, high = calibration.TEMPERATURES
-    assert calibration.fit_temperature(logits, [0, 1]) == pytest.approx(low, rel=0.01)
+    # Of one picture a class Platt's target is 2/3: sigmoid(1 / T) = 2/3.
+    assert calibration.fit_temperature(logits, [0, 1]) == pytest.approx(1 / np.log(2), rel=1e-3)
+    high = calibration.TEMPERATURES[1]
     assert calibration.fit_temperature(logits, [1, 0]) == pytest.approx(high, rel=0.01)
+
+
+def test_a_separable_validation_split_makes_nothing_certain():
+    """Validation without a mistake, and a test set of the same kind with a few."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 2
+    z = np.where(labels == 0, 3.0, -3.0) + rng.normal(size=400)
+    seen = np.where(labels == 0, z, -z) > 0.5
+    logits = np.stack([z, 0 * z], axis=1)
+    fitted = calibration.fit(logits[seen], labels[seen])
+    before, after = (
+        metrics.binary_metrics(labels, logits / t)["log_loss"] for t in (1, fitted["temperature"])
+    )
+    assert seen.sum() > 380 and after < before + 0.05
+    assert min(fitted["thresholds"].values()) > 1e-6
 
 
 def test_p_fake_is_the_softmax_and_never_overflows():

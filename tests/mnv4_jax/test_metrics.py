@@ -162,6 +162,12 @@ def test_groups_widen_the_interval_by_the_root_of_their_size():
     assert width[2] == pytest.approx(width[0] / 4, rel=0.15)
 
 
+def test_one_group_alone_has_no_interval():
+    labels, logits = scores(50)
+    found = metrics.metrics_with_intervals(labels, logits, ["a"] * 50, resamples=10)
+    assert np.isnan(found["auc"]["ci95"]).all() and found["auc"]["value"] > 0.5
+
+
 def test_ten_thousand_examples_take_seconds():
     labels, logits = scores(10_000)
     start = time.perf_counter()

@@ -5,8 +5,10 @@ import json
 import shutil
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from input_pipeline import demo
 from input_pipeline.cli import UserError
@@ -71,6 +73,35 @@ def test_unreadable_files_are_named_and_the_rest_goes_on(ask, run, portraits, ph
     assert errors[1].startswith(f"unreadable: {missing}: ")
 
 
+def test_what_is_not_there_is_named_whatever_it_is_called(ask, run, photos, tmp_path, monkeypatch):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    nothing = [photos / "missing[1].jpg", empty, photos / "no*.jpg"]
+    status, lines, errors = ask(f"--checkpoint={run}", *nothing, photos / "1.png")
+    assert (status, len(lines)) == (1, 1)
+    for name, error in zip(nothing, errors, strict=True):
+        assert error.startswith(f"unreadable: {name}: ")
+    monkeypatch.setattr("sys.stdin", io.StringIO("nope.jpg\nnada.jpg\n"))
+    status, lines, errors = ask(f"--checkpoint={run}", "-")
+    assert (status, lines, len(errors)) == (1, [], 2)
+
+
+def test_a_list_may_be_that_of_find_print0(ask, run, photos, monkeypatch):
+    odd = photos / "a\nb\x0c.png"
+    shutil.copy(photos / "1.png", odd)
+    listed = b"\0".join([bytes(odd), bytes(photos / "1.png"), b""])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed)))
+    status, lines, _ = ask(f"--checkpoint={run}", "--json", "-")
+    assert status == 0
+    assert [json.loads(line)["file"] for line in lines] == [str(odd), str(photos / "1.png")]
+
+
+def test_a_glob_of_folders_walks_them_once(ask, run, photos):
+    for pattern in (f"{photos}*", f"{photos}/**/*.[jJp]*"):
+        _, lines, _ = ask(f"--checkpoint={run}", pattern)
+        assert len(lines) == 3
+
+
 def test_globs_and_standard_input_name_pictures_too(ask, run, photos, monkeypatch):
     _, lines, _ = ask(f"--checkpoint={run}", f"{photos}/**/*.jpg")
     assert [line.split()[-1] for line in lines] == [str(photos / "b" / "1.jpg")]
@@ -128,6 +159,15 @@ def test_heatmaps_show_the_picture_and_its_map(ask, run, photos, tmp_path):
     assert len(np.unique(pair[:, 64:].reshape(-1, 3), axis=0)) > 100
 
 
+def test_heatmaps_of_two_files_are_two(ask, run, photos, tmp_path):
+    shutil.copy(photos / "1.png", photos / "b_1.jpg")
+    long = photos / ("x" * 240 + ".png")
+    shutil.copy(photos / "1.png", long)
+    status, _, _ = ask(f"--checkpoint={run}", photos, f"--heatmap={tmp_path / 'maps'}")
+    assert status == 0
+    assert len(list((tmp_path / "maps").iterdir())) == 5
+
+
 def test_faces_are_found_cropped_and_judged_one_by_one(ask, run, tmp_path):
     pytest.importorskip("dlib", reason="the extra `faces` is not installed")
     wall = np.full((400, 700, 3), 130, np.uint8)
@@ -162,6 +202,8 @@ def test_the_library_takes_paths_bytes_and_arrays(run, portraits):
     np.testing.assert_allclose(p[:3], p[0], atol=1e-6)
     np.testing.assert_allclose(p[3], p[0], atol=0.01)  # OpenCV decodes JPEG a little differently
     assert detector([]).shape == (0,)
+    others = detector(iter([jnp.asarray(pixels), Image.fromarray(pixels)]))
+    np.testing.assert_array_equal(others, p[3])
 
 
 def test_the_answer_does_not_depend_on_its_neighbours(run, portraits):
@@ -177,3 +219,5 @@ def test_the_library_names_what_it_cannot_read(run, portraits):
         detector([portraits / "Test" / "Fake" / "broken.jpg"])
     with pytest.raises(ValueError, match=r"number 0: float64 \(4, 4, 3\)"):
         detector([np.zeros((4, 4, 3))])
+    with pytest.raises(ValueError, match="number 0"):
+        detector([np.zeros((0, 0, 3), np.uint8)])

@@ -1,5 +1,6 @@
 """The sweep's source against the corruptions themselves, and its figures against a direct score."""
 
+import cv2
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -25,6 +26,26 @@ def test_every_damage_reaches_every_pick(source):
         expected = corruptions.corrupt(decode(source.read(pick)), kind, level, seed=pick)
         np.testing.assert_array_equal(decode(damaged.read(i)), expected)
     assert damaged.labels.tolist() == source.labels[picks].tolist() * 36
+
+
+def test_a_picture_too_large_for_a_jpeg_costs_only_itself(run, portraits, tmp_path):
+    class Wide:
+        groups = None
+        ids, labels = ("wide", "a", "b", "c"), np.array([0, 0, 1, 1])
+
+        def __len__(self):
+            return 4
+
+        def read(self, i):
+            strip = np.full((3, 70_000 if i == 0 else 40, 3), 50 * i, np.uint8)
+            return cv2.imencode(".png", strip)[1].tobytes()
+
+    loaded = checkpoint.load(run)
+    config = scoring.evaluation_config(loaded.config.data)
+    rows = robustness.sweep(
+        loaded.model, Wide(), range(4), config, sharding.make_mesh(), temperature=1, threshold=0.5
+    )
+    assert all(np.isfinite(row["auc"]["value"]) for row in rows)
 
 
 def test_half_of_the_choice_is_fake_where_there_are_as_many():
