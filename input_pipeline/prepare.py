@@ -185,6 +185,10 @@ def _scan(
 
     def look(source: Source, i: int) -> tuple[int, leaks.Fingerprint] | str:
         try:
+            source.ids[i].encode()
+        except UnicodeEncodeError:
+            return "its name is not UTF-8"
+        try:
             data = source.read(i)
             return len(data), leaks.fingerprint(data)
         except (DecodeError, OSError) as error:
@@ -197,7 +201,8 @@ def _scan(
         for split, source in sources.items():
             for i, found in enumerate(pool.map(lambda i, s=source: look(s, i), range(len(source)))):
                 if isinstance(found, str):
-                    unreadable.append((source.ids[i], found))
+                    name = source.ids[i].encode(errors="backslashreplace").decode()
+                    unreadable.append((name, found))
                 else:
                     scans[split][i] = found
                 progress.advance(reading)

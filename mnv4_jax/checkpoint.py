@@ -2,7 +2,8 @@
 
 A checkpoint is `WORKDIR/checkpoints/<step>/` with four items, so that each reader takes only what
 it needs: `weights` and `ema` (parameters and BatchNorm statistics), `optimizer` (with the step
-counters), and `meta`, a JSON object: config, labels, normalisation, calibration, metrics.
+counters), and `meta`, a JSON object: config, data position, labels, normalisation, calibration,
+metrics.
 """
 
 import contextlib
@@ -97,7 +98,11 @@ class Checkpointer:
         """
         auc = (metrics or {}).get("auc", math.nan)
         arrays = _arrays(state)
-        meta = {**meta, "crc32": {name: _crc32(item) for name, item in arrays.items()}}
+        meta = {
+            **meta,
+            "data_position": step,  # the number of the next global batch
+            "crc32": {name: _crc32(item) for name, item in arrays.items()},
+        }
         items = ocp.args.Composite(
             **{name: ocp.args.StandardSave(item) for name, item in arrays.items()},
             meta=ocp.args.JsonSave(meta),

@@ -135,6 +135,14 @@ def test_the_report_names_the_copies_across_splits_and_the_unreadable_file(whole
     assert NEAR in page
 
 
+def test_a_name_that_is_not_utf8_is_left_out_and_named(folder, tmp_path):
+    odd = shutil.copytree(folder, tmp_path / "faces")
+    (odd / "Test" / "Real" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(jpeg(6000))
+    assert run(f"--source={odd}", f"--out={tmp_path / 'out'}") is None
+    named = [row["id"] for row in report_of(tmp_path / "out")["unreadable"]]
+    assert r"Test/Real/caf\udce9.jpg" in named
+
+
 def test_drop_leaks_leaves_out_the_training_copies_and_nothing_else(folder, whole, tmp_path):
     run(f"--source={folder}", f"--out={tmp_path}", "--drop_leaks")
     for split in sources.SPLITS:
