@@ -99,18 +99,16 @@ def initialize(
             " and --process_id, or none of them on a cluster that JAX detects"
         )
     _check(coordinator, num_processes, process_id)
+    if coordinator and process_id == 0:
+        _check_port(coordinator)
     with _Watchdog(coordinator, num_processes, process_id, peer_timeout_s):
-        try:
-            jax.distributed.initialize(
-                coordinator,
-                num_processes,
-                process_id,
-                # JAX aborts with a stack dump when its time is up; the watchdog speaks before.
-                initialization_timeout=peer_timeout_s + 60,
-            )
-        except RuntimeError as error:  # the port is in use, say
-            reason = str(error).splitlines()[0]
-            raise UserError(f"--coordinator={coordinator} cannot be used: {reason}") from None
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            # JAX aborts with a stack dump when its time is up; the watchdog speaks before.
+            initialization_timeout=peer_timeout_s + 60,
+        )
 
 
 @contextlib.contextmanager
@@ -207,6 +205,16 @@ def _check(coordinator: str | None, num_processes: int | None, process_id: int |
             f"--process_id={process_id} must be from 0 to {num_processes - 1}"
             f" with --num_processes={num_processes}"
         )
+
+
+def _check_port(coordinator: str) -> None:
+    """JAX raises or crashes, according to its version, where it cannot listen."""
+    try:
+        socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+    except OSError as error:
+        raise UserError(
+            f"--coordinator={coordinator}: process 0 cannot listen there: {error.strerror}"
+        ) from None
 
 
 class _Watchdog(threading.Timer):

@@ -180,7 +180,8 @@ def test_a_port_in_use_is_one_line():
         finally:
             process.kill()
     assert process.returncode == 2, output
-    assert output.splitlines()[-1].startswith(f"error: --coordinator=127.0.0.1:{port} cannot be")
+    (line,) = output.splitlines()
+    assert line.startswith(f"error: --coordinator=127.0.0.1:{port}: process 0 cannot listen there")
 
 
 _FAIL = """
