@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.data.jpeg_quality = (30, 95)
     config.data.downscale_prob = 0.0  # share scaled down and up again
     config.data.downscale = (0.4, 0.9)
-    config.data.threads = 0  # decoding threads a process; 0: one a core, shared among the workers
+    config.data.threads = 0  # decoding threads a process; 0: one a core, up to 16 for all workers
     config.data.workers = 0  # decoding processes; 0: threads only
     config.data.log_digests = False  # WORKDIR/digests.jsonl: a hash of every global batch
 

@@ -311,14 +311,15 @@ def _transform(data_config, size: int) -> transforms.Transform:
 
 
 def _cores() -> int:
-    """That this process may use: fewer than the machine has in a container or under taskset."""
+    """That this process may use: fewer than the machine has under taskset or SLURM."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _iterate(batches: grain.MapDataset, data_config) -> grain.DatasetIterator:
     """Loads batches ahead of the caller: one batch a thread, and one waiting for each."""
-    # More threads than cores are slower: they queue for the GIL (docs/PERFORMANCE.md).
-    threads = data_config.threads or max(1, _cores() // max(1, data_config.workers))
+    # More threads than cores are slower: they queue for the GIL (docs/PERFORMANCE.md). At most 16:
+    # every one holds two batches.
+    threads = data_config.threads or max(1, min(_cores(), 16) // max(1, data_config.workers))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)
     dataset = batches.to_iter_dataset(read_options=options)
     if data_config.workers:

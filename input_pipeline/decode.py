@@ -103,13 +103,16 @@ def _jpeg_header(jpeg: bytes) -> tuple[int, int, int, bool]:
     A walk over the half dozen segments, 3 us. A codec's own header parser costs as much again, and
     gives up the GIL, for which a thread then queues; Pillow takes as long as half the decoding.
 
-    No components: no frame header where one should be.
+    No components: not the plain sequence of segments that all but odd files are, and nothing that
+    a size could be believed of.
     """
     height = width = components = 0
     has_exif = False
     at = 2
     with contextlib.suppress(IndexError):
         while (marker := jpeg[at + 1]) != 0xDA:  # start of scan
+            if jpeg[at] != 0xFF or marker <= 0x01 or 0xD0 <= marker <= 0xD9:  # these have no length
+                return 0, 0, 0, False
             if marker == 0xFF:  # padding
                 at += 1
                 continue

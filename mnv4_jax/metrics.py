@@ -46,7 +46,11 @@ def metrics_with_intervals(
     """
     labels, z = np.asarray(labels), log_odds(logits)
     values = weighted_metrics(labels, z, np.ones((1, len(z))))
-    alone = groups is not None and len(set(groups)) < 2
+    if groups is not None and len(set(groups)) < 2:
+        return {
+            name: {"value": float(value[0]), "ci95": [math.nan, math.nan]}
+            for name, value in values.items()
+        }
     parts = [
         weighted_metrics(labels, z, weights)
         for weights in bootstrap_weights(len(z), groups, resamples=resamples, seed=seed)
@@ -54,9 +58,7 @@ def metrics_with_intervals(
     return {
         name: {
             "value": float(value[0]),
-            "ci95": [math.nan, math.nan]
-            if alone
-            else _percentiles(np.concatenate([part[name] for part in parts])),
+            "ci95": _percentiles(np.concatenate([part[name] for part in parts])),
         }
         for name, value in values.items()
     }

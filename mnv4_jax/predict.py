@@ -206,7 +206,8 @@ def find_pictures(arguments: Sequence[str]) -> list[str]:
     """The files that `arguments` mean, in order; what is found in a folder is sorted.
 
     A file that is named is taken whatever it is called, if it exists or not, and so is a folder
-    or glob that holds nothing: reading will tell. Raises UserError where that is all there is.
+    or glob that holds nothing: reading will tell. Raises UserError where that is the only argument,
+    or a list is empty.
     """
     names = []
     for argument in arguments:
@@ -225,7 +226,7 @@ def find_pictures(arguments: Sequence[str]) -> list[str]:
     for name in names:
         files += list(_walk(name)) or [name]
     alone = arguments[0] if len(arguments) == 1 and arguments[0] != "-" else None
-    if not names or (alone and not any(map(os.path.isfile, files))):
+    if not names or (alone and not any(os.path.exists(f) and not os.path.isdir(f) for f in files)):
         raise UserError(
             f"{alone or 'standard input'}: no picture found; expected files, or folders with"
             f" *{', *'.join(sources.EXTENSIONS)}"

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -257,6 +258,7 @@ def _finish(config, workdir, evaluate, writer, total_steps, say) -> None:
         results = {"validation": best.meta["metrics"], **results}
     if test:
         writer.write(best.step, "test", results["test"])
+    writer.flush()
     writers.draw_curves(workdir)
     say(f"\nbest checkpoint by validation AUC: step {best.step} of {total_steps}")
     data = config.data.dir or ensure_demo()
@@ -279,7 +281,9 @@ class BadImages:
     """
 
     def __init__(self, workdir: epath.Path, n_train: int):
-        self._file = workdir / "bad_images.txt"
+        # In a bucket, where a file is written anew with every line, a file for each process.
+        shared = "://" not in os.fspath(workdir) or jax.process_index() == 0
+        self._file = workdir / f"bad_images{'' if shared else f'.{jax.process_index()}'}.txt"
         self._limit = max(1, n_train // 100)
         self._lock = threading.Lock()
         known = self._file.read_text().splitlines() if self._file.exists() else []
@@ -293,6 +297,7 @@ class BadImages:
 
     def name(self, image_id: str, reason: str) -> None:
         """A picture of any split."""
+        image_id = image_id.encode(errors="backslashreplace").decode()  # names need not be UTF-8
         with self._lock:
             if image_id not in self._named:
                 self._named.add(image_id)

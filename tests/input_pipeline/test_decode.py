@@ -92,6 +92,16 @@ def test_bytes_between_the_segments_of_a_jpeg_are_pillows_to_skip():
         _close(decode(odd), np.asarray(image), tolerance=0)
 
 
+def test_a_size_that_another_decoder_would_not_find_is_not_believed(monkeypatch):
+    """After a marker without length, libjpeg reads on at once: a length there is a trap."""
+    data = encoded(smooth(400, 400))
+    small = b"\xff\xc0\x00\x11\x08\x00\x10\x00\x10\x03" + bytes(9)
+    trap = b"\xff\xd0\xff\xe2" + (2 + len(small)).to_bytes(2, "big") + small
+    monkeypatch.setattr(decode_lib, "MAX_PIXELS", 10_000)
+    with pytest.raises(DecodeError, match="400×400 px are more"):
+        decode(data[:2] + trap + data[2:])
+
+
 def test_padding_before_a_marker_is_skipped():
     exif = Image.Exif()
     exif[0x0112] = 6
