@@ -10,10 +10,8 @@ After the trial's name, arguments are those of `mnv4_jax.main`. Results: docs/RE
             (Yun et al., arXiv:1905.04899)
     sam     gradients at the weights' worst neighbour within 0.05: two passes a step
             (Foret et al., arXiv:2010.01412)
-    late    the second convolution keeps the resolution: 1/16 at the end, four times the work
 """
 
-import dataclasses
 import functools
 import sys
 
@@ -23,7 +21,6 @@ import optax
 from flax import nnx
 
 from mnv4_jax import main, step
-from mnv4_jax.models import mobilenetv4
 
 SAM_RADIUS = 0.05
 
@@ -66,11 +63,6 @@ def install(trial: str) -> None:
     """Puts the trial in the place of what the product does."""
     if trial == "sam":
         step.gradients = functools.partial(sam_gradients, plain=step.gradients)
-    elif trial == "late":
-        small = mobilenetv4.VARIANTS["mobilenetv4_conv_small"]
-        first, *others = small.stages
-        stages = (first.replace("_s2_", "_s1_"), *others)
-        mobilenetv4.VARIANTS["mobilenetv4_conv_small"] = dataclasses.replace(small, stages=stages)
     else:
         step.loss_fn = functools.partial(mixed_loss, mix={"mixup": blend, "cutmix": paste}[trial])
 
