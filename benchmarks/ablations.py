@@ -67,6 +67,7 @@ EXPERIMENTS = {
     "cpu_none_1": ("rvf10k", [*CPU, "gabor.mode=none", "seed=1"]),
     "cpu_none_2": ("rvf10k", [*CPU, "gabor.mode=none", "seed=2"]),
     "cpu_enhance": ("rvf10k", [*CPU, "gabor.mode=enhance"]),
+    "cpu_resize": ("rvf10k", [*CPU, "data.crop=resize"]),
     "cpu_mixup": ("rvf10k", CPU, "mixup"),
     "cpu_cutmix": ("rvf10k", CPU, "cutmix"),
     "cpu_sam": ("rvf10k", [*CPU, "train.epochs=10"], "sam"),
