@@ -12,8 +12,10 @@ from collections.abc import Callable
 from typing import NoReturn
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
-_FORBIDDEN += (errno.ENAMETOOLONG,)
+_FORBIDDEN = (
+    *(errno.EACCES, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
 
 
 class UserError(Exception):

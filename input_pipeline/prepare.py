@@ -23,7 +23,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from input_pipeline import builder, leak_report, leaks
 from input_pipeline.cli import ArgumentParser, UserError, run
 from input_pipeline.decode import DecodeError
-from input_pipeline.sources import LAYOUT, SPLITS, FileSource, Source, has_split, open_source
+from input_pipeline.sources import (
+    LAYOUT,
+    SPLITS,
+    FileSource,
+    Source,
+    has_split,
+    open_source,
+    printable,
+)
 
 KAGGLE_SET = "manjilkarki/deepfake-and-real-images"
 
@@ -184,9 +192,7 @@ def _scan(
     """Fingerprints by split, and (id, reason) of every unreadable file."""
 
     def look(source: Source, i: int) -> tuple[int, leaks.Fingerprint] | str:
-        try:
-            source.ids[i].encode()
-        except UnicodeEncodeError:
+        if printable(source.ids[i]) != source.ids[i]:
             return "its name is not UTF-8"
         try:
             data = source.read(i)
@@ -201,8 +207,7 @@ def _scan(
         for split, source in sources.items():
             for i, found in enumerate(pool.map(lambda i, s=source: look(s, i), range(len(source)))):
                 if isinstance(found, str):
-                    name = source.ids[i].encode(errors="backslashreplace").decode()
-                    unreadable.append((name, found))
+                    unreadable.append((printable(source.ids[i]), found))
                 else:
                     scans[split][i] = found
                 progress.advance(reading)

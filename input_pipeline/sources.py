@@ -40,6 +40,11 @@ class Source(Protocol):
         ...
 
 
+def printable(name: str) -> str:
+    """`name` as text that can be written anywhere: names of files need not be UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 class FileSource:
     """Pictures given by their paths, in the order given."""
 

@@ -97,17 +97,7 @@ class Checkpointer:
           metrics: of validation, or None. A NaN AUC is not passed on: it would evict the best.
         """
         auc = (metrics or {}).get("auc", math.nan)
-        arrays = _arrays(state)
-        meta = {
-            **meta,
-            "data_position": step,  # the number of the next global batch
-        }
-        if jax.process_count() == 1:  # of several, Orbax may write what is another's last bit
-            meta["crc32"] = {name: _crc32(item) for name, item in arrays.items()}
-        items = ocp.args.Composite(
-            **{name: ocp.args.StandardSave(item) for name, item in arrays.items()},
-            meta=ocp.args.JsonSave(meta),
-        )
+        items = _to_save(step, _arrays(state), meta)
         with self._says_a_full_disk():
             self._manager.save(step, args=items, metrics=None if math.isnan(auc) else {"auc": auc})
 
@@ -219,6 +209,17 @@ def _arrays(state: step_lib.TrainState) -> dict[str, Any]:
     """The items of a checkpoint that hold arrays."""
     counters = {name: getattr(state, name) for name in _COUNTERS}
     return {"weights": state.weights, "ema": state.ema, "optimizer": counters}
+
+
+def _to_save(step: int, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> ocp.args.Composite:
+    """A checkpoint's items, and in `meta` what they say of themselves."""
+    meta = {**meta, "data_position": step}  # the number of the next global batch
+    if jax.process_count() == 1:  # of several, Orbax may write what is another's last bit
+        meta["crc32"] = {name: _crc32(item) for name, item in arrays.items()}
+    return ocp.args.Composite(
+        **{name: ocp.args.StandardSave(item) for name, item in arrays.items()},
+        meta=ocp.args.JsonSave(meta),
+    )
 
 
 def _crc32(item: Any) -> dict[str, int]:
@@ -357,17 +358,9 @@ def write_initial(
 ) -> epath.Path:
     """A checkpoint at step 0 of weights from elsewhere, to start from or to evaluate."""
     folder = epath.Path(workdir).expanduser().absolute() / "checkpoints"
-    crc = _crc32(weights)
-    meta = make_meta(config) | {"crc32": {"weights": crc, "ema": crc}}
+    items = _to_save(0, {"weights": weights, "ema": weights}, make_meta(config))
     with ocp.CheckpointManager(folder) as manager:
-        manager.save(
-            0,
-            args=ocp.args.Composite(
-                weights=ocp.args.StandardSave(weights),
-                ema=ocp.args.StandardSave(weights),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+        manager.save(0, args=items)
     return folder / "0"
 
 

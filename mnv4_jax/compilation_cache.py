@@ -6,6 +6,7 @@ import pathlib
 import jax
 
 from input_pipeline import cache
+from mnv4_jax.line_file import in_bucket
 
 _MAX_BYTES = 1 << 30
 
@@ -19,7 +20,7 @@ def enable() -> None:
     if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
         jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
     folder = jax.config.jax_compilation_cache_dir
-    if jax.config.jax_compilation_cache_max_size != -1 and "://" not in folder:
+    if jax.config.jax_compilation_cache_max_size != -1 and not in_bucket(folder):
         _drop_halves(pathlib.Path(folder))
 
 

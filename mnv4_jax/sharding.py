@@ -25,6 +25,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from input_pipeline.cli import UserError
 from mnv4_jax import preemption
+from mnv4_jax.line_file import in_bucket
 
 _FLAGS = (
     ("coordinator", str, None, "host:port of process 0, where several processes run together"),
@@ -158,7 +159,7 @@ def log_to(workdir: str) -> None:
     So does the Python stack where JAX aborts because a peer is gone. In a bucket (gs://…) files
     cannot be appended to: there the log stays on the standard error, which the cluster keeps.
     """
-    if "://" in workdir:
+    if in_bucket(workdir):
         return
     folder = pathlib.Path(workdir, "logs").expanduser()
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,8 @@ What a run starts from, in order of precedence:
 
 import collections
 import functools
-import hashlib
 import json
 import math
-import os
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -21,14 +18,15 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from input_pipeline import batches as batches_lib
 from input_pipeline import sources
 from input_pipeline.cli import UserError
 from input_pipeline.demo import ensure_demo
-from mnv4_jax import augment, calibration, checkpoint, flops, scoring, sharding, step, writers
+from mnv4_jax import calibration, checkpoint, flops, scoring, sharding, step, writers
+from mnv4_jax.bad_images import BadImages
+from mnv4_jax.digests import Digests
 from mnv4_jax.metrics import binary_metrics
 from mnv4_jax.models.transfer import transfer
 from mnv4_jax.preemption import EXIT_STATUS, Preemption
@@ -103,7 +101,7 @@ def run(config: ConfigDict, workdir: str) -> int:
         )
     writer = writers.MetricsWriter(workdir, start_step=start) if is_main else None
     progress = writers.Progress(total_steps, start, show=is_main)
-    digests = _Digests(workdir, config.seed, source.ids, start) if config.data.log_digests else None
+    digests = Digests(workdir, config.seed, source.ids, start) if config.data.log_digests else None
     # All of them at once: asking the device at a log line would wait for the steps in flight.
     learning_rates = np.asarray(jax.jit(schedule)(np.arange(total_steps)))
     log = _TrainLog(writer, progress, config, learning_rates, mesh.size)
@@ -274,44 +272,6 @@ def _finish(config, workdir, evaluate, writer, total_steps, say) -> None:
     say(f"curves: {workdir / 'curves.png'}, and for TensorBoard in {workdir / 'tensorboard'}")
 
 
-class BadImages:
-    """Names damaged pictures in WORKDIR/bad_images.txt and counts those of Train; from any thread.
-
-    The count begins anew with the process: who has repaired the pictures can go on.
-    """
-
-    def __init__(self, workdir: epath.Path, n_train: int):
-        # In a bucket, where a file is written anew with every line, a file for each process.
-        shared = "://" not in os.fspath(workdir) or jax.process_index() == 0
-        self._file = workdir / f"bad_images{'' if shared else f'.{jax.process_index()}'}.txt"
-        self._limit = max(1, n_train // 100)
-        self._lock = threading.Lock()
-        known = self._file.read_text().splitlines() if self._file.exists() else []
-        self._named = {line.split("\t")[0] for line in known}
-        self._of_train: set[str] = set()
-
-    def note(self, image_id: str, reason: str) -> None:
-        """A picture of Train."""
-        self.name(image_id, reason)
-        self._of_train.add(image_id)
-
-    def name(self, image_id: str, reason: str) -> None:
-        """A picture of any split."""
-        image_id = image_id.encode(errors="backslashreplace").decode()  # names need not be UTF-8
-        with self._lock:
-            if image_id not in self._named:
-                self._named.add(image_id)
-                writers.append_text(self._file, f"{image_id}\t{reason}\n")
-
-    def check(self) -> None:
-        """Raises UserError when more than 1% of the training set (or 1, if that is less) is bad."""
-        if len(self._of_train) > self._limit:
-            raise UserError(
-                f"{len(self._of_train)} damaged pictures, more than 1% of the training set:"
-                f" repair or remove those named in {self._file}"
-            )
-
-
 class _TrainLog:
     """Reads the metrics of steps some way behind the newest, so that the device never waits.
 
@@ -386,33 +346,3 @@ class _TrainLog:
         self._progress.log(done, "train", values)
         self._losses, self._logits, self._labels = [], [], []
         self.restart_clock()
-
-
-class _Digests:
-    """WORKDIR/digests.jsonl: for each step a hash of what was in its global batch.
-
-    The hash is of the sorted (example id, augmentation key) list, so two runs that saw the same
-    batches have the same file, whatever machines they ran on.
-    """
-
-    def __init__(self, workdir: epath.Path, seed: int, ids: list[str], start_step: int):
-        self._seed, self._ids = seed, ids
-        if jax.process_index() == 0:
-            file = workdir / "digests.jsonl"
-            kept = [line for line in writers.read_lines(file) if line["step"] <= start_step]
-            self._lines = writers.LineFile(file, kept)
-
-    def write(self, done: int, batch: dict[str, np.ndarray]) -> None:
-        rows = np.stack([batch["index"], batch["position"].astype(np.int64)], axis=1)
-        if jax.process_count() > 1:
-            rows = multihost_utils.process_allgather(rows, tiled=True)
-        if jax.process_index() == 0:
-            keys = np.asarray(jax.random.key_data(augment.keys(self._seed, rows[:, 1])))
-            names = [self._ids[i] for i in rows[:, 0]]
-            listed = sorted(zip(names, (key.tobytes().hex() for key in keys), strict=True))
-            digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-            self._lines.append({"step": done, "sha256": digest})
-
-    def flush(self) -> None:
-        if jax.process_index() == 0:
-            self._lines.flush()

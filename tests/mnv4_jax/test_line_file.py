@@ -5,7 +5,7 @@ import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from mnv4_jax import writers
+from mnv4_jax import line_file
 
 
 class GoogleStorage(MemoryFileSystem):
@@ -25,17 +25,17 @@ def bucket():
 
 
 def test_lines_are_kept_where_nothing_can_be_appended_to(bucket):
-    lines = writers.LineFile(bucket / "lines.jsonl", [{"step": 1}])
+    lines = line_file.LineFile(bucket / "lines.jsonl", [{"step": 1}])
     for step in (2, 3):
         lines.append({"step": step})
         lines.flush()
-    assert writers.read_lines(bucket / "lines.jsonl") == [{"step": step} for step in (1, 2, 3)]
+    assert line_file.read_lines(bucket / "lines.jsonl") == [{"step": step} for step in (1, 2, 3)]
     for name in ("a", "b"):
-        writers.append_text(bucket / "names.txt", f"{name}\n")
+        line_file.append_text(bucket / "names.txt", f"{name}\n")
     assert (bucket / "names.txt").read_text() == "a\nb\n"
 
 
 def test_lines_on_a_disk_are_there_at_once(tmp_path):
-    lines = writers.LineFile(epath.Path(tmp_path) / "lines.jsonl", [])
+    lines = line_file.LineFile(epath.Path(tmp_path) / "lines.jsonl", [])
     lines.append({"step": 1})
     assert (tmp_path / "lines.jsonl").read_text() == '{"step": 1}\n'
