@@ -98,8 +98,7 @@ class Checkpointer:
         """
         auc = (metrics or {}).get("auc", math.nan)
         items = _to_save(step, _arrays(state), meta)
-        with self._says_a_full_disk():
-            self._manager.save(step, args=items, metrics=None if math.isnan(auc) else {"auc": auc})
+        self._manager.save(step, args=items, metrics=None if math.isnan(auc) else {"auc": auc})
 
     def latest_meta(self) -> tuple[int, dict[str, Any]] | None:
         """Step and `meta` of the newest checkpoint whose `meta` can be read; None without any.
@@ -171,17 +170,19 @@ class Checkpointer:
         return state, restored.meta
 
     def wait(self) -> None:
-        """Returns when what was saved is on disk; raises UserError where that is full."""
-        with self._says_a_full_disk():
-            self._manager.wait_until_finished()
+        """Returns when what was saved is on disk."""
+        self._manager.wait_until_finished()
 
     def close(self) -> None:
-        with self._says_a_full_disk():
-            self._manager.close()
+        self._manager.close()
 
     @contextlib.contextmanager
-    def _says_a_full_disk(self) -> Iterator[None]:
-        """Orbax raises ValueError there, about this save or the one before."""
+    def says_a_full_disk(self) -> Iterator[None]:
+        """Around a run: UserError where its disk is full, after removing the half-written save.
+
+        Orbax raises ValueError there, about this save or the one before; or a log's next line meets
+        it first.
+        """
         try:
             yield
             return

@@ -7,6 +7,7 @@ What a run starts from, in order of precedence:
 """
 
 import collections
+import contextlib
 import functools
 import json
 import math
@@ -115,7 +116,11 @@ def run(config: ConfigDict, workdir: str) -> int:
         process_count=jax.process_count(),
         on_bad=bad_images.note,
     )
-    try:
+    with contextlib.ExitStack() as at_the_end:
+        at_the_end.enter_context(checkpointer.says_a_full_disk())
+        for thing in (checkpointer, writer, progress, batches):  # the last first
+            if thing:
+                at_the_end.callback(thing.close)
         with Preemption() as preemption:
             for done in range(start + 1, total_steps + 1):
                 if done % config.checkpoint.every_steps == 0:
@@ -154,12 +159,6 @@ def run(config: ConfigDict, workdir: str) -> int:
         checkpointer.wait()
         progress.close()
         _finish(config, workdir, evaluate, writer, total_steps, say)
-    finally:
-        batches.close()
-        progress.close()
-        if writer:
-            writer.close()
-        checkpointer.close()
     return 0
 
 
