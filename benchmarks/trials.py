@@ -10,8 +10,14 @@ After the trial's name, arguments are those of `mnv4_jax.main`. Results: docs/RE
             (Yun et al., arXiv:1905.04899)
     sam     gradients at the weights' worst neighbour within 0.05: two passes a step
             (Foret et al., arXiv:2010.01412)
+    blended self-supervised: whatever the labels say, half of the pictures get a patch of
+            themselves, moved, blurred and in another light, and the network has to tell which; go
+            on from its weights with model.init_from (after Shiohara and Yamasaki, arXiv:2204.08376)
+    late    the network with a first stage that does not halve the resolution: four times the
+            positions from there on, so compare it at half the image_size
 """
 
+import dataclasses
 import functools
 import sys
 
@@ -20,7 +26,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from mnv4_jax import main, step
+from mnv4_jax import augment, main, step
+from mnv4_jax.models.mobilenetv4 import VARIANTS
 
 SAM_RADIUS = 0.05
 
@@ -59,9 +66,35 @@ def sam_gradients(weights, images, labels, key, *, plain, **kwargs):
     return plain(weights | {"params": worst}, images, labels, key, **kwargs)
 
 
+def blended_loss(params, stats, images, labels, key, *, plain, **kwargs):
+    """`step.loss_fn` of pictures half of which are blended with themselves: 0 these, 1 the rest."""
+    made_key, patch_key = jax.random.split(key)
+    labels = jax.random.bernoulli(made_key, shape=labels.shape).astype(labels.dtype)
+    patched = jax.vmap(patch_of_itself)(images, jax.random.split(patch_key, len(images)))
+    images = jnp.where(labels[:, None, None, None] == 0, patched, images)
+    return plain(params, stats, images, labels, key, **kwargs)
+
+
+def patch_of_itself(image, key):
+    place, strength, shift, gain = jax.random.split(key, 4)
+    other = augment.gaussian_blur(image, jax.random.uniform(strength, minval=0.2, maxval=1.5))
+    other = jnp.roll(other, jax.random.randint(shift, (2,), -3, 4), axis=(0, 1))
+    other = other * jax.random.uniform(gain, (3,), minval=0.85, maxval=1.15)
+    mask = augment.rectangle(place, image.shape[:2]).astype(image.dtype)[..., None]
+    mask = augment.gaussian_blur(mask, jnp.float32(2))
+    return jnp.clip(mask * other + (1 - mask) * image, 0, 1)
+
+
 def install(trial: str) -> None:
     """Puts the trial in the place of what the product does."""
-    if trial == "sam":
+    if trial == "late":
+        plain = VARIANTS["mobilenetv4_conv_small"]
+        first = plain.stages[0].replace("_s2_", "_s1_")
+        late = dataclasses.replace(plain, stages=(first, *plain.stages[1:]))
+        VARIANTS["mobilenetv4_conv_small"] = late
+    elif trial == "blended":
+        step.loss_fn = functools.partial(blended_loss, plain=step.loss_fn)
+    elif trial == "sam":
         step.gradients = functools.partial(sam_gradients, plain=step.gradients)
     else:
         step.loss_fn = functools.partial(mixed_loss, mix={"mixup": blend, "cutmix": paste}[trial])

@@ -17,10 +17,11 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.dir = ""  # empty: the demo set, drawn on first use
-    config.data.image_size = 224  # px, side of a training crop; 128: faster, learns less
-    config.data.eval_image_size = 0  # px; 0: the whole picture (median shorter side, <= max_px)
-    config.data.max_px = 256  # a picture whose shorter side is longer is first scaled down to this
-    config.data.crop = "native"  # "native": crop, never resample; "resize": scale the whole picture
+    config.data.image_size = 224  # px, side of a training crop; 128: a third of the time
+    config.data.crop = "resize"  # "resize": scale the picture, then crop; "native": only crop
+    config.data.crop_pct = 0.875  # "resize": side of the crop by the picture's, 1: all of it
+    config.data.max_px = 256  # "native": only a picture with a longer side is scaled, to this
+    config.data.eval_image_size = 0  # px; 0: all of a picture, as scaled for training
     config.data.jpeg_prob = 0.0  # share of training crops that are compressed once more
     config.data.jpeg_quality = (30, 95)
     config.data.downscale_prob = 0.0  # share scaled down and up again
@@ -80,5 +81,6 @@ def get_config() -> ConfigDict:
 
     config.demo = ConfigDict()  # instead of the same fields above where data.dir is empty
     config.demo.image_size = 128
+    config.demo.crop_pct = 1.0
     config.demo.epochs = 10.0
     return config

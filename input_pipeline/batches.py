@@ -94,7 +94,7 @@ def train_batches(
     rows = _rows(batch_size, process_count)
     load = _LoadTrain(
         source=source,
-        transform=_transform(data_config, data_config.image_size),
+        transform=_transform(data_config, data_config.image_size, scaled_side(data_config)),
         memory=_Memory((rows, data_config.image_size, data_config.image_size, 3)),
         seed=seed,
         batch_size=batch_size,
@@ -122,11 +122,11 @@ def eval_batches(
     processes get the same number of batches.
     """
     if data_config.eval_image_size < 1:
-        raise ValueError("eval_image_size is 0: resolve it first (median_shorter_side)")
+        raise ValueError("eval_image_size is 0: resolve it first (evaluation_side)")
     rows = _rows(batch_size, process_count)
     load = _LoadEval(
         source=source,
-        transform=_transform(data_config, data_config.eval_image_size),
+        transform=_transform(data_config, data_config.eval_image_size, data_config.eval_image_size),
         memory=_Memory((rows, data_config.eval_image_size, data_config.eval_image_size, 3)),
         batch_size=batch_size,
         first_row=process_index * rows,
@@ -134,6 +134,23 @@ def eval_batches(
     )
     batches = grain.MapDataset.range(-(-len(source) // batch_size)).map(load)
     return Batches(_iterate(batches, data_config), on_bad)
+
+
+def scaled_side(data_config) -> int:
+    """px that `data.crop = "resize"` scales the shorter side of every picture to."""
+    return round(data_config.image_size / data_config.crop_pct)
+
+
+def evaluation_side(source: Source, data_config) -> int:
+    """px: `data_config.eval_image_size`, or all of a picture as it is scaled for training.
+
+    Raises UserError where the source has to be asked and nothing there can be read.
+    """
+    if data_config.eval_image_size:
+        return data_config.eval_image_size
+    if data_config.crop == "resize":
+        return scaled_side(data_config)
+    return max(32, min(median_shorter_side(source), data_config.max_px))
 
 
 def median_shorter_side(source: Source, sample: int = 64) -> int:
@@ -297,11 +314,11 @@ def _rows(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def _transform(data_config, size: int) -> transforms.Transform:
+def _transform(data_config, size: int, scaled: int) -> transforms.Transform:
     # A plain object: a ConfigDict takes microseconds a look-up, several a picture.
     return transforms.Transform(
         size=size,
-        max_px=data_config.max_px,
+        shorter_px=scaled if data_config.crop == "resize" else data_config.max_px,
         crop=data_config.crop,
         jpeg_prob=data_config.jpeg_prob,
         jpeg_quality=tuple(data_config.jpeg_quality),

@@ -21,15 +21,15 @@ class Transform:
 
     Attributes:
         size: px, side of the square result.
-        max_px: a picture whose shorter side is longer is scaled down to this.
-        crop: "native" takes `size` px of the picture as it is; "resize" the whole shorter side.
+        shorter_px: what a picture's shorter side is scaled to before the crop.
+        crop: "resize" scales every picture so; "native" only those whose shorter side is longer.
         jpeg_prob, jpeg_quality: share of crops compressed once more, and (lowest, highest) quality.
         downscale_prob, downscale: share scaled down and up again, and (lowest, highest) factor.
     """
 
     size: int
-    max_px: int
-    crop: str = "native"
+    shorter_px: int
+    crop: str
     jpeg_prob: float = 0.0
     jpeg_quality: tuple[int, int] = (30, 95)
     downscale_prob: float = 0.0
@@ -42,9 +42,10 @@ class Transform:
         bounded cost: a 1×100,000 px strip scaled up to 224 px would take 15 GB.
         """
         shorter = min(height, width)
-        if self.crop == "resize":
-            return shorter
-        return min(shorter, round(self.size * max(1.0, shorter / self.max_px)))
+        scale = shorter / self.shorter_px
+        if self.crop == "native":
+            scale = max(1.0, scale)
+        return max(1, min(shorter, round(self.size * scale)))
 
 
 def train(pixels: np.ndarray, transform: Transform, draws: np.ndarray, out: np.ndarray) -> None:

@@ -95,8 +95,9 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues) -> ConfigDic
     if not config.data.dir:
         if "train.epochs" not in overrides:
             config.train.epochs = float(config.demo.epochs)
-        if "data.image_size" not in overrides:
-            config.data.image_size = config.demo.image_size
+        for name in ("image_size", "crop_pct"):
+            if f"data.{name}" not in overrides:
+                config.data[name] = config.demo[name]
     check(config)
     return config
 
@@ -159,6 +160,8 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"config.data.eval_image_size={config.data.eval_image_size}: must be 0 or at least 32"
         )
+    if not 0.1 <= config.data.crop_pct <= 1:
+        raise UserError(f"config.data.crop_pct={config.data.crop_pct}: must be from 0.1 to 1")
     for field in _SHARES:
         if not 0 <= _get(config, field) <= 1:
             raise UserError(f"config.{field}={_get(config, field)}: must be from 0 to 1")

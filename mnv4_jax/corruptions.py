@@ -1,4 +1,4 @@
-"""Damage that pictures meet in the world, for measuring robustness: seven kinds, five severities.
+"""Damage that pictures meet in the world, for measuring robustness: eight kinds, five severities.
 
 Pure functions on the host, uint8 RGB to uint8 RGB of the same size, applied to the decoded picture
 before the evaluation transform: as if the damaged file had arrived.
@@ -74,6 +74,18 @@ def occlude(image: np.ndarray, area: float, rng: np.random.Generator) -> np.ndar
     return out
 
 
+def shift(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Moved diagonally, one way of four, by `share` of the shorter side; its edge is repeated.
+
+    No damage at all: a detector that minds has learned where faces are in its pictures.
+    """
+    height, width = image.shape[:2]
+    down, right = rng.choice((-1, 1), 2) * round(share * min(height, width))
+    rows = np.clip(np.arange(height) - down, 0, height - 1)
+    columns = np.clip(np.arange(width) - right, 0, width - 1)
+    return image[rows[:, None], columns]
+
+
 CORRUPTIONS: dict[str, Corruption] = {
     "jpeg": Corruption(jpeg, (90, 70, 50, 30, 10), "quality"),
     "blur": Corruption(blur, (0.5, 1, 1.5, 2, 3), "sigma, px"),
@@ -82,6 +94,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "gamma": Corruption(gamma, (1.25, 1.5, 1.75, 2, 2.5), "exponent"),
     "pixelation": Corruption(pixelate, (2, 3, 4, 6, 8), "block, px"),
     "occlusion": Corruption(occlude, (0.02, 0.05, 0.1, 0.2, 0.3), "share of the area"),
+    "shift": Corruption(shift, (0.01, 0.02, 0.03, 0.06, 0.1), "share of the side"),
 }
 
 

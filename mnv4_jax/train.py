@@ -58,11 +58,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     # The data: how much there is decides how long the run is.
     source = sources.open_source(config.data.dir, "Train")
     validation = _open_if_there(config.data.dir, "Validation")
-    if not config.data.eval_image_size and config.data.crop == "resize":
-        config.data.eval_image_size = config.data.image_size
-    elif not config.data.eval_image_size:
-        shorter = batches_lib.median_shorter_side(source)
-        config.data.eval_image_size = max(32, min(shorter, config.data.max_px))
+    config.data.eval_image_size = batches_lib.evaluation_side(source, config.data)
     steps_per_epoch = len(source) / config.train.batch_size
     total_steps = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
     eval_every = config.train.eval_every_steps or max(1, math.ceil(steps_per_epoch))

@@ -9,6 +9,7 @@ from configs import small
 from input_pipeline.batches import (
     draw_table,
     eval_batches,
+    evaluation_side,
     median_shorter_side,
     order,
     train_batches,
@@ -70,7 +71,7 @@ def test_the_draws_of_a_position_do_not_depend_on_where_one_starts():
 
 
 def test_batches_hold_the_pictures_they_name_across_the_end_of_an_epoch(source):
-    config = _config(image_size=40, jpeg_prob=0.0, downscale_prob=0.0)
+    config = _config(image_size=40, crop_pct=1.0, jpeg_prob=0.0, downscale_prob=0.0)
     seen = []
     for k, batch in enumerate(_train(source, 5, config)):
         np.testing.assert_array_equal(batch["position"], 4 * k + np.arange(4))
@@ -228,6 +229,16 @@ def test_median_shorter_side_is_of_the_headers(tmp_path):
     assert median_shorter_side(FileSource(paths)) == 50
     paths[1].write_bytes(b"damaged")
     assert median_shorter_side(FileSource(paths)) == 55
+
+
+def test_a_picture_is_evaluated_at_the_scale_of_training(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(smooth(50, 60), "PNG"))
+    source = FileSource([tmp_path / "a.png"])
+    unknown = {"image_size": 28, "eval_image_size": 0}
+    assert evaluation_side(source, _config(**unknown)) == 32  # the crop is 0.875 of it
+    assert evaluation_side(source, _config(**unknown, crop="native")) == 50
+    assert evaluation_side(source, _config(**unknown, crop="native", max_px=44)) == 44
+    assert evaluation_side(source, _config(eval_image_size=40)) == 40
 
 
 def test_what_a_caller_may_not_ask_for(source):

@@ -28,7 +28,7 @@ def _evaluate(pixels, transform):
 @pytest.mark.parametrize("y, x", [(0.0, 0.0), (0.999999, 0.999999), (0.3, 0.8)])
 def test_a_native_crop_is_a_piece_of_the_picture(shape, y, x):
     pixels = smooth(*shape)
-    out = _train(pixels, Transform(size=24, max_px=64), [y, x, *NEVER[2:]])
+    out = _train(pixels, Transform(size=24, shorter_px=64, crop="native"), [y, x, *NEVER[2:]])
     top, left = int(y * (shape[0] - 23)), int(x * (shape[1] - 23))
     np.testing.assert_array_equal(out, pixels[top : top + 24, left : left + 24])
 
@@ -37,44 +37,61 @@ def test_every_crop_is_as_likely_as_any_other():
     pixels = np.zeros((26, 25, 3), np.uint8)
     pixels[:, :, 0], pixels[:, :, 1] = np.mgrid[:26, :25]
     table = np.random.default_rng(0).random((6000, transforms.DRAWS))
-    corners = [tuple(_train(pixels, Transform(24, 64), row)[0, 0, :2]) for row in table]
+    corners = [tuple(_train(pixels, Transform(24, 64, "native"), row)[0, 0, :2]) for row in table]
     _, counts = np.unique(corners, axis=0, return_counts=True)
     assert len(counts) == 3 * 2 and abs(counts / 1000 - 1).max() < 0.15
 
 
-@pytest.mark.parametrize("crop", ["native", "resize"])
+@pytest.mark.parametrize(("crop", "shorter_px"), [("native", 64), ("resize", 32)])
 @pytest.mark.parametrize("shape", [(10, 30), (30, 10), (16, 16), (1, 100_000)])
-def test_a_small_picture_is_scaled_up(shape, crop):
+def test_a_small_picture_is_scaled_up(shape, crop, shorter_px):
     pixels = smooth(*shape)
-    out = _evaluate(pixels, Transform(size=32, max_px=64, crop=crop))
+    out = _evaluate(pixels, Transform(size=32, shorter_px=shorter_px, crop=crop))
     side = min(shape)
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     middle = np.ascontiguousarray(pixels[top : top + side, left : left + side])
     np.testing.assert_array_equal(out, cv2.resize(middle, (32, 32), interpolation=cv2.INTER_CUBIC))
 
 
-def test_a_large_picture_is_scaled_down_to_max_px_then_cropped():
+def test_a_large_picture_is_scaled_down_then_cropped():
     pixels = smooth(200, 320)
-    out = _evaluate(pixels, Transform(size=32, max_px=50))
+    out = _evaluate(pixels, Transform(size=32, shorter_px=50, crop="native"))
     scaled = cv2.resize(pixels, (80, 50), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(out, scaled[9:41, 24:56])
 
 
-def test_crop_resize_takes_the_whole_shorter_side():
-    pixels = smooth(96, 192)
-    out = _evaluate(pixels, Transform(size=32, max_px=500, crop="resize"))
-    expected = cv2.resize(pixels, (64, 32), interpolation=cv2.INTER_AREA)[:, 16:48]
+@pytest.mark.parametrize("shape", [(96, 192), (20, 30)])  # scaled down, and up
+def test_crop_resize_takes_the_whole_shorter_side(shape):
+    pixels = smooth(*shape)
+    out = _evaluate(pixels, Transform(size=32, shorter_px=32, crop="resize"))
+    side, left = min(shape), (max(shape) - min(shape)) // 2
+    middle = np.ascontiguousarray(pixels[:, left : left + side])
+    how = cv2.INTER_AREA if side > 32 else cv2.INTER_CUBIC
+    np.testing.assert_array_equal(out, cv2.resize(middle, (32, 32), interpolation=how))
+
+
+@pytest.mark.parametrize(("side", "of"), [(96, 84), (48, 42), (24, 21)])
+@pytest.mark.parametrize("draw", [0.0, 0.999999])
+def test_crop_resize_trains_on_the_same_share_of_any_picture(side, of, draw):
+    pixels = smooth(side, side)
+    out = _train(pixels, Transform(size=42, shorter_px=48, crop="resize"), [draw] * 2 + [0.999] * 6)
+    start = round(draw * (side - of))
+    crop = np.ascontiguousarray(pixels[start : start + of, start : start + of])
+    how = cv2.INTER_AREA if of > 42 else cv2.INTER_CUBIC
+    expected = crop if of == 42 else cv2.resize(crop, (42, 42), interpolation=how)
     np.testing.assert_array_equal(out, expected)
 
 
 def test_evaluation_of_a_whole_picture_changes_nothing():
     pixels = smooth(48, 48)
-    np.testing.assert_array_equal(_evaluate(pixels, Transform(size=48, max_px=48)), pixels)
+    np.testing.assert_array_equal(
+        _evaluate(pixels, Transform(size=48, shorter_px=48, crop="native")), pixels
+    )
 
 
 def test_jpeg_damage_is_a_jpeg_of_that_quality():
     pixels = smooth(32, 32)
-    transform = Transform(32, 64, jpeg_prob=0.5, jpeg_quality=(20, 29))
+    transform = Transform(32, 64, "native", jpeg_prob=0.5, jpeg_quality=(20, 29))
     for draw, quality in ((0.0, 20), (0.55, 25), (0.999, 29)):
         out = _train(pixels, transform, [0, 0, 1, 0, 0.49, draw, 0, 0])
         data = simplejpeg.encode_jpeg(pixels, quality, colorsubsampling="420")
@@ -84,7 +101,7 @@ def test_jpeg_damage_is_a_jpeg_of_that_quality():
 
 def test_down_and_up_scaling_loses_fine_detail_only():
     checkerboard = np.uint8(255 * (np.indices((32, 32)).sum(0) % 2))[:, :, None].repeat(3, 2)
-    transform = Transform(32, 64, downscale_prob=1.0, downscale=(0.5, 0.5))
+    transform = Transform(32, 64, "native", downscale_prob=1.0, downscale=(0.5, 0.5))
     assert _train(checkerboard, transform, np.zeros(8)).std() < 5
     flat = np.full((32, 32, 3), 77, np.uint8)
     np.testing.assert_array_equal(_train(flat, transform, np.zeros(8)), flat)
@@ -93,5 +110,5 @@ def test_down_and_up_scaling_loses_fine_detail_only():
 def test_the_picture_itself_is_not_touched():
     pixels = smooth(32, 32)
     before = pixels.copy()
-    _train(pixels, Transform(32, 64, jpeg_prob=1, downscale_prob=1), np.zeros(8))
+    _train(pixels, Transform(32, 64, "native", jpeg_prob=1, downscale_prob=1), np.zeros(8))
     np.testing.assert_array_equal(pixels, before)

@@ -26,11 +26,12 @@ def test_the_demo_set_brings_its_own_size_and_epochs_unless_they_are_given():
     default = parse(SMALL)
     assert default.train.epochs == default.demo.epochs
     assert default.data.image_size == default.demo.image_size
+    assert default.data.crop_pct == default.demo.crop_pct
     given = parse(SMALL, "--config.train.epochs=3", "--config.data.image_size=64")
     assert given.train.epochs == 3 and given.data.image_size == 64
     folder = parse(SMALL, "--config.data.dir=somewhere")
     assert folder.train.epochs != folder.demo.epochs
-    assert folder.data.image_size == 224
+    assert folder.data.image_size == 224 and folder.data.crop_pct == 0.875
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,7 @@ def test_the_demo_set_brings_its_own_size_and_epochs_unless_they_are_given():
         ([SMALL, "--config.augment.flip=2"], r"augment\.flip=2.*from 0 to 1"),
         ([SMALL, "--config.data.jpeg_quality=(90, 30)"], r"jpeg_quality.*the lower first"),
         ([SMALL, "--config.data.jpeg_quality=(30, 101)"], r"jpeg_quality.*up to 100"),
+        ([SMALL, "--config.data.crop_pct=0"], r"crop_pct=0\.0: must be from 0\.1 to 1"),
         ([SMALL, "--config.data.eval_image_size=2"], r"eval_image_size=2: must be 0 or at least"),
         ([SMALL, "--config.gabor.wavelengths=x"], r"wavelengths=.*must be px, like \(2\.5, 4\.0\)"),
         ([SMALL, "--config.gabor.sigma_ratio=0"], r"sigma_ratio=0\.0: must be above 0"),

@@ -99,3 +99,11 @@ def test_occlusion_covers_the_stated_share_somewhere():
         assert covered.mean() == pytest.approx(area, abs=0.01)
     one, other = (corrupt(black, "occlusion", 0.1, seed=seed) for seed in (0, 1))
     assert (one != other).any()
+
+
+def test_shift_moves_the_picture_and_repeats_its_edge(picture):
+    padded = np.pad(picture, ((6, 6), (6, 6), (0, 0)), mode="edge").astype(int)  # 0.1 of 64 px
+    ways = [padded[y : y + 97, x : x + 64] for y in (0, 12) for x in (0, 12)]
+    found = [corrupt(picture, "shift", 0.1, seed=seed) for seed in range(40)]
+    hits = np.array([[np.array_equal(f, way) for way in ways] for f in found])
+    assert (hits.sum(1) == 1).all() and hits.any(0).all()
