@@ -4,9 +4,12 @@
     python benchmarks/ablations.py --data=$MNV4_DATA --workdir=runs/ablations --only=cpu_
 
 Choices are made by Validation; Test is printed for the rows that finished, and decides nothing.
-The rows "cpu_" take 12 minutes each on 2 cores. The others are hours on a CPU; on one H100 with 16
-cores they took 17 minutes, six to eight at a time (--jobs), each stopped after 400 s, which cut the
-longest ones short.
+The rows "cpu_" take 12 minutes each on 2 cores, the long ones up to an hour. The others are hours
+on a CPU; on one H100 with 16 cores they took 17 minutes, six to eight at a time (--jobs), each
+stopped after 400 s, which cut the longest ones short.
+
+All but the rows "cpu_whole" and "cpu_moved" crop natively (data.crop=native), as was the default
+when they were run; on rvf10k at 224 px it still does just that.
 """
 
 import argparse
@@ -28,6 +31,8 @@ DAMAGE = [
 STRONGER = ["data.jpeg_prob=0.5", "data.downscale_prob=0.3", *DAMAGE[2:], "augment.erase=0.3"]
 
 CPU = ["data.image_size=160"]
+WHOLE = ["data.crop=resize", "data.crop_pct=1.0"]
+DFDC = [*WHOLE, "data.image_size=128", "train.learning_rate=1e-3"]
 
 # name: (data set, what is set beyond configs/small.py, a trial of trials.py)
 EXPERIMENTS = {
@@ -67,7 +72,25 @@ EXPERIMENTS = {
     "cpu_none_1": ("rvf10k", [*CPU, "gabor.mode=none", "seed=1"]),
     "cpu_none_2": ("rvf10k", [*CPU, "gabor.mode=none", "seed=2"]),
     "cpu_enhance": ("rvf10k", [*CPU, "gabor.mode=enhance"]),
-    "cpu_resize": ("rvf10k", [*CPU, "data.crop=resize"]),
+    "cpu_whole": ("rvf10k", [*WHOLE, *CPU]),
+    "cpu_whole_128": ("rvf10k", [*WHOLE, "data.image_size=128"]),
+    "cpu_whole_128_erase": (
+        "rvf10k",
+        [*WHOLE, "data.image_size=128", "train.epochs=30", "augment.erase=0.5",
+         "model.drop_path_rate=0.1", "train.weight_decay=0.1"],
+    ),
+    "cpu_moved_128": (
+        "rvf10k", ["data.crop=resize", "data.crop_pct=0.889", "data.image_size=128"]
+    ),
+    "cpu_whole_dfdc": ("dfdc_faces", [*DFDC, "train.epochs=5"]),
+    "cpu_whole_dfdc_long": (
+        "dfdc_faces", [*DFDC, "augment.erase=0.3", "model.drop_path_rate=0.1"]
+    ),
+    "cpu_long": (
+        "rvf10k",
+        ["data.image_size=128", "train.batch_size=128", "train.epochs=100",
+         "train.eval_every_steps=375"],
+    ),
     "cpu_mixup": ("rvf10k", CPU, "mixup"),
     "cpu_cutmix": ("rvf10k", CPU, "cutmix"),
     "cpu_sam": ("rvf10k", [*CPU, "train.epochs=10"], "sam"),
@@ -104,7 +127,7 @@ def train(name: str, args) -> None:
     program = ["benchmarks/trials.py", *trial] if trial else ["-m", "mnv4_jax.main"]
     command = [sys.executable, *program, "--config=configs/small.py"]
     command += [f"--workdir={workdir}", f"--config.data.dir={args.data}/{data}"]
-    command += [f"--config.{field}" for field in fields]
+    command += [f"--config.{field}" for field in ["data.crop=native", *fields]]
     with open(workdir / "log.txt", "w") as log:
         run = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
