@@ -137,7 +137,7 @@ def test_the_page_needs_nothing_else(report, predicted):
     labels, p_fake = predicted
     wrong = ((p_fake >= 0.5) != (labels == 0)).sum()
     assert html.count("<img ") == 2 * (min(20, wrong) + min(20, 24 - wrong))
-    assert html.count("<svg ") == 6 + 7
+    assert html.count("<svg ") == 6 + len(corruptions.CORRUPTIONS)
     ids = re.findall(r'\bid="([^"]*)"', html)
     assert len(ids) == len(set(ids))
 
