@@ -309,7 +309,6 @@ def fed_steps(rows, tiny):
 
     size, batch, n_files = (32, 4, 16) if tiny else (SIZE, 512, 4096)
     config = config_for(batch, size)
-    config.data.crop = "native"
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for one
     config.data.dir = draw_jpegs(n_files, size + 32)
     source = sources.open_source(config.data.dir, "Train")

@@ -48,7 +48,7 @@ def bare_loop(files: list[bytes] | FileSource, n: int, threads: int) -> float:
 def project(source: FileSource, n: int, batch_size: int, threads: int, workers: int) -> float:
     """Images/s of `train_batches` once all its threads have begun."""
     config = small.get_config().data
-    config.update(crop="native", image_size=CROP_PX, max_px=256, threads=threads, workers=workers)
+    config.update(crop="native", image_size=CROP_PX, threads=threads, workers=workers)
     with train_batches(source, config, batch_size=batch_size, seed=0) as batches:
         return _rate(batches, n, batch_size, warm_up=2 * threads + 2 * workers + 2)
 

@@ -17,10 +17,10 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.dir = ""  # empty: the demo set, drawn on first use
-    config.data.image_size = 224  # px, side of a training crop; 128: a third of the time
+    config.data.image_size = 224  # px, side of a training crop; 128: faster
     config.data.crop = "resize"  # "resize": scale the picture, then crop; "native": only crop
     config.data.crop_pct = 0.875  # "resize": side of the crop by the picture's, 1: all of it
-    config.data.max_px = 256  # "native": only a picture with a longer side is scaled, to this
+    config.data.max_px = 256  # "native": a longer shorter side is first scaled down to this
     config.data.eval_image_size = 0  # px; 0: all of a picture, as scaled for training
     config.data.jpeg_prob = 0.0  # share of training crops that are compressed once more
     config.data.jpeg_quality = (30, 95)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mnv4_jax import corruptions, evaluate
+from mnv4_jax import evaluate
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -85,7 +85,7 @@ def test_plots_and_pictures_are_visible_and_the_console_is_empty(page, tmp_path,
     assert "CONSOLE" not in log
     measured = re.search(r'data-measured="([^"]*)"', dom)[1].replace("&quot;", '"')
     measured = json.loads(measured.replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
-    assert len(measured["svgs"]) == 6 + len(corruptions.CORRUPTIONS)
+    assert len(measured["svgs"]) == 14
     for svg in measured["svgs"]:
         assert svg["width"] > 150, svg
         assert svg["height"] > 150, svg
