@@ -32,7 +32,8 @@ def augment(images: jax.Array, keys: jax.Array, config: ConfigDict) -> jax.Array
     """
 
     def one(image, key):
-        flip, brightness, contrast, saturation, blur, noise, level, erase = jax.random.split(key, 8)
+        drawn = jax.random.split(key, 9)
+        flip, brightness, contrast, saturation, blur, noise, level, erase, place = drawn
         if config.flip:
             flipped = jax.random.bernoulli(flip, config.flip)
             image = jnp.where(flipped, dm_pix.flip_left_right(image), image)
@@ -55,7 +56,7 @@ def augment(images: jax.Array, keys: jax.Array, config: ConfigDict) -> jax.Array
             strength = jax.random.uniform(level, (), image.dtype) * config.noise
             image = image + strength * jax.random.normal(noise, image.shape, image.dtype)
         if config.erase:
-            hidden = jax.random.bernoulli(erase, config.erase) & rectangle(erase, image.shape[:2])
+            hidden = jax.random.bernoulli(erase, config.erase) & rectangle(place, image.shape[:2])
             image = jnp.where(hidden[..., None], image.mean((0, 1)), image)
         return jnp.clip(image, 0, 1)
 

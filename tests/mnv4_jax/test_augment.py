@@ -81,3 +81,18 @@ def test_erase_hides_one_rectangle_behind_the_mean_colour(images):
         np.testing.assert_allclose(
             after[hidden], np.tile(before.mean((0, 1)), (hidden.sum(), 1)), atol=1e-5
         )
+
+
+def test_erased_rectangles_have_sides_of_a_fifth_to_a_half_however_rare_they_are():
+    noise = np.random.default_rng(0).random((1, 50, 50, 3), dtype=np.float32)
+    images = np.repeat(noise, 400, axis=0)
+    keys = augment.keys(0, np.arange(400, dtype=np.uint32))
+    out = np.asarray(augment.augment(images, keys, config(erase=0.3)))
+    hidden = (out != images).any(-1)
+    assert 80 < hidden.any((1, 2)).sum() < 160
+    for across in (1, 2):  # heights, then widths
+        sides = hidden.any(3 - across).sum(1)
+        sides = sides[sides > 0]
+        assert 10 <= sides.min() <= 11
+        assert 24 <= sides.max() <= 25
+        assert 16 < sides.mean() < 19
