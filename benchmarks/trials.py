@@ -14,7 +14,8 @@ After the trial's name, arguments are those of `mnv4_jax.main`. Results: docs/RE
             themselves, moved, blurred and in another light, and the network has to tell which; go
             on from its weights with model.init_from (after Shiohara and Yamasaki, arXiv:2204.08376)
     late    the network with a first stage that does not halve the resolution: four times the
-            positions from there on, so compare it at half the image_size
+            positions from there on, and four times the work
+    look    a 3x3 convolution to 16 channels, BatchNorm and ReLU before the stem halves anything
 """
 
 import dataclasses
@@ -27,7 +28,8 @@ import optax
 from flax import nnx
 
 from mnv4_jax import augment, main, step
-from mnv4_jax.models.mobilenetv4 import VARIANTS
+from mnv4_jax.models import classifier
+from mnv4_jax.models.mobilenetv4 import VARIANTS, ConvBlock, MobileNetV4
 
 SAM_RADIUS = 0.05
 
@@ -85,6 +87,15 @@ def patch_of_itself(image, key):
     return jnp.clip(mask * other + (1 - mask) * image, 0, 1)
 
 
+class LookingFirst(MobileNetV4):
+    def __init__(self, variant, *, inputs, dtype, rng, **kwargs):
+        super().__init__(variant, inputs=16, dtype=dtype, rng=rng, **kwargs)
+        self.look = ConvBlock(inputs, 16, k=3, s=1, dtype=dtype, rng=rng)
+
+    def features(self, x, *, train=False, key=None):
+        return super().features(self.look(x, train=train), train=train, key=key)
+
+
 def install(trial: str) -> None:
     """Puts the trial in the place of what the product does."""
     if trial == "late":
@@ -92,6 +103,8 @@ def install(trial: str) -> None:
         first = plain.stages[0].replace("_s2_", "_s1_")
         late = dataclasses.replace(plain, stages=(first, *plain.stages[1:]))
         VARIANTS["mobilenetv4_conv_small"] = late
+    elif trial == "look":
+        classifier.MobileNetV4 = LookingFirst
     elif trial == "blended":
         step.loss_fn = functools.partial(blended_loss, plain=step.loss_fn)
     elif trial == "sam":

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.data.crop = "resize"  # "resize": scale the picture, then crop; "native": only crop
     config.data.crop_pct = 0.875  # "resize": side of the crop by the picture's, 1: all of it
     config.data.max_px = 256  # "native": a longer shorter side is first scaled down to this
-    config.data.eval_image_size = 0  # px; 0: all of a picture, as scaled for training
+    config.data.eval_image_size = 0  # px, the middle of a picture as scaled for training; 0: all
     config.data.jpeg_prob = 0.0  # share of training crops that are compressed once more
     config.data.jpeg_quality = (30, 95)
     config.data.downscale_prob = 0.0  # share scaled down and up again
@@ -42,14 +42,14 @@ def get_config() -> ConfigDict:
 
     config.gabor = ConfigDict()
     config.gabor.mode = "concat"  # "none", "enhance", "concat"
-    config.gabor.response = "real"  # "real", "magnitude"
+    config.gabor.response = "magnitude"  # of a quadrature pair, whatever the phase; or "real"
     config.gabor.learnable = False  # True: theta, sigma, lambd, gamma, psi of every filter train
     config.gabor.kernel_size = 7  # px, odd
     config.gabor.orientations = 4  # over 180 degrees; the bank is orientations x wavelengths
     config.gabor.wavelengths = (2.5, 4.0)  # px; forgery traces are fine, and 2 is Nyquist
     config.gabor.sigma_ratio = 0.56  # sigma / wavelength; 0.56 is a bandwidth of one octave
     config.gabor.gamma = 1.0  # aspect of the envelope
-    config.gabor.psi = 0.0  # rad; 0 answers to lines, pi / 2 to edges
+    config.gabor.psi = 0.0  # rad; "real": 0 answers to lines, pi / 2 to edges
     config.gabor.gain = 50.0  # factor on the responses, which are about 1/100 of full scale
 
     config.augment = ConfigDict()  # on the device; 0 switches a strength off

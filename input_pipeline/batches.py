@@ -94,7 +94,7 @@ def train_batches(
     rows = _rows(batch_size, process_count)
     load = _LoadTrain(
         source=source,
-        transform=_transform(data_config, data_config.image_size, scaled_side(data_config)),
+        transform=_transform(data_config, data_config.image_size),
         memory=_Memory((rows, data_config.image_size, data_config.image_size, 3)),
         seed=seed,
         batch_size=batch_size,
@@ -126,7 +126,7 @@ def eval_batches(
     rows = _rows(batch_size, process_count)
     load = _LoadEval(
         source=source,
-        transform=_transform(data_config, data_config.eval_image_size, data_config.eval_image_size),
+        transform=_transform(data_config, data_config.eval_image_size),
         memory=_Memory((rows, data_config.eval_image_size, data_config.eval_image_size, 3)),
         batch_size=batch_size,
         first_row=process_index * rows,
@@ -141,16 +141,18 @@ def scaled_side(data_config) -> int:
     return round(data_config.image_size / data_config.crop_pct)
 
 
-def evaluation_side(source: Source, data_config) -> int:
+def evaluation_side(data_config, source: Source | None = None) -> int:
     """px: `data_config.eval_image_size`, or all of a picture as it is scaled for training.
 
+    With `crop = "native"` that depends on the source; without one, large pictures are meant.
     Raises UserError where the source has to be asked and nothing there can be read.
     """
     if data_config.eval_image_size:
         return data_config.eval_image_size
     if data_config.crop == "resize":
         return scaled_side(data_config)
-    return max(32, min(median_shorter_side(source), data_config.max_px))
+    shorter = data_config.max_px if source is None else median_shorter_side(source)
+    return max(data_config.image_size, min(shorter, data_config.max_px))
 
 
 def median_shorter_side(source: Source, sample: int = 64) -> int:
@@ -314,11 +316,11 @@ def _rows(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def _transform(data_config, size: int, scaled: int) -> transforms.Transform:
+def _transform(data_config, size: int) -> transforms.Transform:
     # A plain object: a ConfigDict takes microseconds a look-up, several a picture.
     return transforms.Transform(
         size=size,
-        shorter_px=scaled if data_config.crop == "resize" else data_config.max_px,
+        shorter_px=scaled_side(data_config) if data_config.crop == "resize" else data_config.max_px,
         crop=data_config.crop,
         jpeg_prob=data_config.jpeg_prob,
         jpeg_quality=tuple(data_config.jpeg_quality),

@@ -197,6 +197,7 @@ def main() -> None:
     sheet = pathlib.Path(parser.parse_args().sheet)
     if not cv2.haveImageWriter(str(sheet)):
         raise cli.UserError(f"--sheet={sheet}: not a picture's name, FILE.png would be right")
+    sheet.parent.mkdir(parents=True, exist_ok=True)
     sheet.write_bytes(cv2.imencode(sheet.suffix, _sheet()[..., ::-1])[1].tobytes())
     print(f"{sheet}: real pictures in the first row and every second one after it, fakes between")
 

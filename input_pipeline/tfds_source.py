@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.json_format import ParseError
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.core.decode import DeserializeMethod
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -55,7 +57,11 @@ class TfdsSource:
     def read(self, i: int) -> bytes:
         """The encoded picture `i`, byte for byte the file it was made from."""
         # TFDS's own decoding of a record takes twice as long (0.15 ms) and holds the GIL meanwhile.
-        example = tf_example_pb2.Example.FromString(self._records[i])
+        try:
+            example = tf_example_pb2.Example.FromString(self._records[i])
+        except (RuntimeError, IndexError, DecodeError) as error:  # a shard missing, cut, damaged
+            reason = str(error).split("\n", 1)[0]
+            raise OSError(f"its shard in {self._data_dir} cannot be read: {reason}") from error
         return example.features.feature["image"].bytes_list.value[0]
 
     @functools.cached_property
@@ -83,6 +89,8 @@ def _builder(data_dir: str) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder_from_directory(found[0].parent)
         builder.info.metadata["splits"]
+    except (ValueError, ParseError) as error:  # a file cut short, or written over
+        raise UserError(f"{found[0].parent}: damaged: {str(error).splitlines()[0]}") from None
     except KeyError:
         raise UserError(
             f"{found[0].parent} is a TFDS set of another writer: its metadata.json names no "

@@ -139,11 +139,12 @@ def check(config: ConfigDict) -> None:
     for field, least in _AT_LEAST.items():
         if not (_get(config, field) >= least and math.isfinite(_get(config, field))):
             raise UserError(f"config.{field}={_get(config, field)}: must be at least {least}")
-    for field, most in (("data.jpeg_quality", 100), ("data.downscale", 1)):
+    for field, least, most in (("data.jpeg_quality", 1, 100), ("data.downscale", 0.01, 1)):
         pair = _get(config, field)
-        if not (_are_numbers(pair) and len(pair) == 2 and 0 < pair[0] <= pair[1] <= most):
+        if not (_are_numbers(pair) and len(pair) == 2 and least <= pair[0] <= pair[1] <= most):
             raise UserError(
-                f"config.{field}={pair!r}: must be two numbers up to {most}, the lower first"
+                f"config.{field}={pair!r}: must be two numbers from {least} to {most},"
+                " the lower first"
             )
     wavelengths = config.gabor.wavelengths
     if not (_are_numbers(wavelengths) and wavelengths and min(wavelengths) > 0):
@@ -165,6 +166,9 @@ def check(config: ConfigDict) -> None:
     for field in _SHARES:
         if not 0 <= _get(config, field) <= 1:
             raise UserError(f"config.{field}={_get(config, field)}: must be from 0 to 1")
+    for name in ("drop_rate", "drop_path_rate"):
+        if config.model[name] == 1:
+            raise UserError(f"config.model.{name}=1.0: must be below 1, or nothing is left")
     if not config.train.steps and not config.train.epochs:
         raise UserError("config.train.epochs=0 and config.train.steps=0: nothing to train for")
 

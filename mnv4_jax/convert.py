@@ -199,7 +199,11 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     state = state.get("state_dict", state) if isinstance(state, Mapping) else {}
     if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"--weights={path}: holds no state_dict")
-    return {name: value.numpy() for name, value in state.items()}
+    # NumPy has no bfloat16.
+    return {
+        name: (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
+        for name, value in state.items()
+    }
 
 
 def _download(repository: str) -> pathlib.Path:

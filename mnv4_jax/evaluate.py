@@ -101,7 +101,7 @@ def parse(argv: Sequence[str]):
         type=int,
         default=100,
         metavar="N",
-        help="how many pictures to damage in 35 ways (default 100; 0: none)",
+        help="how many pictures to damage in every way (default 100; 0: none)",
     )
     sharding.add_flags(parser)
     args = parser.parse_args(argv)

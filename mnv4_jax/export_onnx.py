@@ -177,15 +177,17 @@ def _batches(source, config: ConfigDict):
 
 def _calibration_source(folder: str) -> sources.Source:
     if _is_data_folder(folder, "Train"):
-        return _Some(sources.open_source(folder, "Train"), CALIBRATION_PICTURES)
-    path = pathlib.Path(folder).expanduser()
-    if not path.is_dir():
-        raise UserError(f"--calibration_data={folder}: no such folder")
-    suffixes = {".jpg", ".jpeg", ".png", ".webp"}
-    files = sorted(str(f) for f in path.rglob("*") if f.suffix.lower() in suffixes)
-    if not files:
-        raise UserError(f"--calibration_data={folder}: no picture in it")
-    return _Some(sources.FileSource(files), CALIBRATION_PICTURES)
+        source = sources.open_source(folder, "Train")
+    else:
+        path = pathlib.Path(folder).expanduser()
+        if not path.is_dir():
+            raise UserError(f"--calibration_data={folder}: no such folder")
+        files = sorted(str(f) for f in path.rglob("*") if sources.is_picture(f.name))
+        if not files:
+            raise UserError(f"--calibration_data={folder}: no picture in it")
+        source = sources.FileSource(files)
+    spread = np.linspace(0, len(source) - 1, CALIBRATION_PICTURES).astype(int)
+    return sources.Subset(source, np.unique(spread))
 
 
 def _is_data_folder(folder: str, split: str) -> bool:
@@ -193,21 +195,3 @@ def _is_data_folder(folder: str, split: str) -> bool:
         return sources.has_split(folder, split)
     except UserError:
         return False
-
-
-class _Some:
-    """`count` pictures of a source, spread evenly."""
-
-    groups = None
-
-    def __init__(self, source: sources.Source, count: int):
-        self._source = source
-        self._index = np.unique(np.linspace(0, len(source) - 1, count).astype(int))
-        self.labels = np.asarray(source.labels)[self._index]
-        self.ids = [source.ids[i] for i in self._index]
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def read(self, i: int) -> bytes:
-        return self._source.read(int(self._index[i]))

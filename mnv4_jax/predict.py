@@ -238,7 +238,7 @@ def _walk(folder: str) -> Iterator[str]:
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if name.lower().endswith(sources.EXTENSIONS) and not name.startswith("."):
+            if sources.is_picture(name):
                 yield os.path.join(root, name)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from input_pipeline.sources import Subset
 from mnv4_jax import audit, explain, metrics, plots
 from mnv4_jax.corruptions import CORRUPTIONS
 
@@ -147,7 +148,7 @@ def _pictures(result, chosen: np.ndarray, model: nnx.Module) -> list[dict[str, A
     """What the template shows of examples `chosen`: as the network saw them, and what it saw."""
     if not len(chosen):
         return []
-    picked = _Picked(result.source, result.index[chosen])
+    picked = Subset(result.source, result.index[chosen])
     shown = []
     for row, image, heat in explain.explain_source(model, picked, result.data_config):
         i = chosen[row]
@@ -161,23 +162,6 @@ def _pictures(result, chosen: np.ndarray, model: nnx.Module) -> list[dict[str, A
             }
         )
     return shown
-
-
-class _Picked:
-    """A source of some examples of another one."""
-
-    groups = None
-
-    def __init__(self, source, indices: np.ndarray):
-        self._source, self._indices = source, indices
-        self.labels = np.asarray(source.labels)[indices]
-        self.ids = [source.ids[i] for i in indices]
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def read(self, i: int) -> bytes:
-        return self._source.read(int(self._indices[i]))
 
 
 def _data_uri(image: np.ndarray) -> str:

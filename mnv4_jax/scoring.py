@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from input_pipeline.batches import OnBad, eval_batches
+from input_pipeline.batches import OnBad, eval_batches, evaluation_side
 from input_pipeline.sources import Source
 from mnv4_jax import sharding
 from mnv4_jax.step import eval_step, split
@@ -124,6 +124,6 @@ def evaluation_config(data_config: ConfigDict) -> ConfigDict:
     """A copy of `config.data` as `evaluate` and `predict` use it: one process, a known size."""
     data_config = data_config.copy_and_resolve_references()
     data_config.workers = 0
-    # Converted weights that were never trained here do not know a size.
-    data_config.eval_image_size = data_config.eval_image_size or data_config.max_px
+    # Converted weights that were never trained here do not know theirs.
+    data_config.eval_image_size = evaluation_side(data_config)
     return data_config

@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 from input_pipeline import batches as batches_lib
 from input_pipeline import sources
 from input_pipeline.cli import UserError
-from input_pipeline.demo import ensure_demo
 from mnv4_jax import calibration, checkpoint, flops, scoring, sharding, step, writers
 from mnv4_jax.bad_images import BadImages
 from mnv4_jax.digests import Digests
@@ -58,7 +57,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     # The data: how much there is decides how long the run is.
     source = sources.open_source(config.data.dir, "Train")
     validation = _open_if_there(config.data.dir, "Validation")
-    config.data.eval_image_size = batches_lib.evaluation_side(source, config.data)
+    config.data.eval_image_size = batches_lib.evaluation_side(config.data, source)
     steps_per_epoch = len(source) / config.train.batch_size
     total_steps = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
     eval_every = config.train.eval_every_steps or max(1, math.ceil(steps_per_epoch))
@@ -222,13 +221,21 @@ def _check_same_model(config: ConfigDict, saved: Mapping[str, Any], folder: epat
 
 
 def _warn_of_other_batches(config: ConfigDict, saved: Mapping[str, Any], say) -> None:
-    now = config.seed, config.train.batch_size
-    before = saved["seed"], saved["train"]["batch_size"]
-    if now != before:
-        say(
-            f"warning: config.seed and config.train.batch_size are {now}, were {before} until now:"
-            " from here on the batches are those of another run"
-        )
+    now = json.loads(config.to_json_best_effort())
+    fields = {"seed": (now["seed"], saved["seed"])}
+    fields["train.batch_size"] = (now["train"]["batch_size"], saved["train"]["batch_size"])
+    fields |= {
+        f"data.{k}": (v, saved["data"].get(k))
+        for k, v in now["data"].items()
+        if k not in ("dir", "threads", "workers", "log_digests")  # the same pictures elsewhere
+    }
+    changed = [
+        f"config.{field}={mine!r} (was {theirs!r})"
+        for field, (mine, theirs) in fields.items()
+        if mine != theirs
+    ]
+    if changed:
+        say(f"warning: {', '.join(changed)}: from here on the batches are those of another run")
 
 
 def _evaluate(config, mesh, on_bad, model, source):
@@ -254,12 +261,11 @@ def _finish(config, workdir, evaluate, writer, total_steps, say) -> None:
     writer.flush()
     writers.draw_curves(workdir)
     say(f"\nbest checkpoint by validation AUC: step {best.step} of {total_steps}")
-    data = config.data.dir or ensure_demo()
     writers.print_summary(
         results,
         [
-            f"python -m mnv4_jax.evaluate --checkpoint={workdir} --data={data}"
-            f" --out={workdir / 'report'}",
+            f"python -m mnv4_jax.evaluate --checkpoint={workdir}"
+            f" --data={config.data.dir} --out={workdir / 'report'}",
             f"python -m mnv4_jax.predict --checkpoint={workdir} PHOTO.jpg",
             f"python -m mnv4_jax.convert --checkpoint={workdir} --to=torch --out=model.safetensors",
         ],

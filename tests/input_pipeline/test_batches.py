@@ -235,10 +235,22 @@ def test_a_picture_is_evaluated_at_the_scale_of_training(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(smooth(50, 60), "PNG"))
     source = FileSource([tmp_path / "a.png"])
     unknown = {"image_size": 28, "eval_image_size": 0}
-    assert evaluation_side(source, _config(**unknown)) == 32  # the crop is 0.875 of it
-    assert evaluation_side(source, _config(**unknown, crop="native")) == 50
-    assert evaluation_side(source, _config(**unknown, crop="native", max_px=44)) == 44
-    assert evaluation_side(source, _config(eval_image_size=40)) == 40
+    assert evaluation_side(_config(**unknown), source) == 32  # the crop is 0.875 of it
+    assert evaluation_side(_config(**unknown, crop="native"), source) == 50
+    assert evaluation_side(_config(**unknown, crop="native", max_px=44), source) == 44
+    smaller = {"image_size": 64, "eval_image_size": 0, "crop": "native"}
+    assert evaluation_side(_config(**smaller), source) == 64  # what training scales it up to
+    assert evaluation_side(_config(eval_image_size=40), source) == 40
+
+
+@pytest.mark.parametrize("crop", ["resize", "native"])
+def test_a_smaller_evaluation_size_is_the_middle_at_the_scale_of_training(tmp_path, crop):
+    pixels = smooth(64, 64)
+    (tmp_path / "a.png").write_bytes(encoded(pixels, "PNG"))
+    config = _config(image_size=56, crop_pct=0.875, crop=crop, eval_image_size=40)
+    with eval_batches(FileSource([tmp_path / "a.png"]), config, batch_size=1) as batches:
+        middle = next(batches)["image"][0]
+    np.testing.assert_array_equal(middle, pixels[12:52, 12:52])
 
 
 def test_what_a_caller_may_not_ask_for(source):

@@ -146,7 +146,7 @@ def test_a_drawing_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_contact_sheet(tmp_path, monkeypatch, capsys):
-    sheet = tmp_path / "sheet.png"
+    sheet = tmp_path / "new" / "sheet.png"
     monkeypatch.setattr(sys, "argv", ["demo", f"--sheet={sheet}"])
     demo.main()
     assert cv2.imread(str(sheet)).shape == (4 * 128, 9 * 128, 3)

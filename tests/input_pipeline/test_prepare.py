@@ -117,6 +117,38 @@ def test_the_set_can_be_read_by_many_threads_and_sent_to_another_process(whole):
         assert list(pool.map(source.read, list(range(len(source))) * 20)) == alone * 20
 
 
+@pytest.mark.parametrize("damage", ["changed", "cut", "missing"])
+def test_a_damaged_shard_is_pictures_that_cannot_be_read(whole, tmp_path, damage):
+    out = shutil.copytree(whole, tmp_path / "set")
+    (shard,) = out.rglob("*train.array_record*")
+    data = shard.read_bytes()
+    if damage == "changed":
+        shard.write_bytes(data[: len(data) // 2] + b"?" * 200 + data[len(data) // 2 + 200 :])
+    elif damage == "cut":
+        shard.write_bytes(data[: len(data) // 2])
+    else:
+        shard.unlink()
+    source = sources.open_source(str(out), "Train")
+    errors = 0
+    for i in range(len(source)):
+        try:
+            source.read(i)
+        except OSError as error:
+            assert "cannot be read" in str(error) and "\n" not in str(error)
+            errors += 1
+    assert errors > 0
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "metadata.json", "features.json"])
+def test_a_damaged_description_of_a_set_is_one_line(whole, tmp_path, name):
+    out = shutil.copytree(whole, tmp_path / "set")
+    (file,) = out.rglob(name)
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(UserError, match="damaged") as caught:
+        sources.open_source(str(out), "Train")
+    assert "\n" not in str(caught.value)
+
+
 def test_the_report_names_the_copies_across_splits_and_the_unreadable_file(whole):
     report = report_of(whole)
     assert {"split": "Test", "copy_in": "Train", "pictures": 1, "share": 1 / 6} in report[

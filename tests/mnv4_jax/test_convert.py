@@ -102,6 +102,11 @@ def test_a_pth_file_is_read_as_weights_and_never_run(tmp_path):
     assert header == {} and read.keys() == tensors.keys()
     np.testing.assert_array_equal(read["conv_stem.weight"], tensors["conv_stem.weight"])
 
+    half = {k: torch.nn.Parameter(v.bfloat16()) for k, v in state.items() if v.is_floating_point()}
+    torch.save(half, tmp_path / "half.pth")
+    read, _ = convert.read(str(tmp_path / "half.pth"))
+    np.testing.assert_allclose(read["conv_stem.weight"], tensors["conv_stem.weight"], rtol=4e-3)
+
     class Bomb:
         def __reduce__(self):
             return exec, ("raise SystemExit('the pickle was run')",)

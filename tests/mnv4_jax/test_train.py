@@ -112,7 +112,18 @@ def test_a_power_cut_in_the_middle_of_a_line_is_survived(
 def test_another_seed_in_the_middle_of_a_run_is_said(finished, picture_folder, tmp_path, capsys):
     workdir = shutil.copytree(finished, tmp_path / "run")
     train.run(config_for(picture_folder, seed=1), str(workdir))
-    assert "are (1, 8), were (0, 8) until now" in capsys.readouterr().out
+    assert "warning: config.seed=1 (was 0): from here on" in capsys.readouterr().out
+
+
+def test_another_crop_in_the_middle_of_a_run_is_said_and_other_threads_are_not(
+    finished, picture_folder, tmp_path, capsys
+):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    changed = {"data.crop_pct": 1.0, "data.threads": 1}
+    train.run(config_for(picture_folder, **changed), str(workdir))
+    warning = next(line for line in capsys.readouterr().out.splitlines() if "warning" in line)
+    assert "config.data.crop_pct=1.0 (was 0.875)" in warning
+    assert "threads" not in warning
 
 
 def test_a_finished_run_is_said_to_be_so(finished, picture_folder, tmp_path, capsys):

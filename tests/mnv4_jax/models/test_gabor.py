@@ -60,7 +60,8 @@ def test_responses_are_those_of_filter2d(response):
 def test_flat_skin_answers_nothing():
     flat = jnp.full((1, 16, 16, 3), 0.83)
     for psi in (0.0, 0.7):
-        assert np.abs(bank(psi=psi).responses(flat)).max() < 1e-6
+        assert np.abs(bank(response="real", psi=psi).responses(flat)).max() < 1e-6
+        assert np.abs(bank(response="magnitude", psi=psi).responses(flat)).max() < 2e-6
 
 
 def test_a_filter_answers_to_its_own_orientation_and_wavelength():
@@ -80,14 +81,14 @@ def test_concat_puts_the_responses_beside_the_normalised_channels():
     assert model.backbone.conv_stem.kernel.shape[2] == inputs.shape[-1] == 3 + 8
     normalised = (IMAGES - np.array(classifier.MEAN)) / np.array(classifier.STD)
     np.testing.assert_allclose(inputs[..., :3], normalised, atol=1e-5)
-    responses = opencv_responses(IMAGES[1], model.gabor.filters)
+    responses = opencv_responses(IMAGES[1], model.gabor.filters, quadrature=True)
     np.testing.assert_allclose(inputs[1, ..., 3:], config.gabor.gain * responses, atol=1e-3)
 
 
 def test_enhance_blends_the_mean_response_into_the_three_channels():
     config = tiny_config(**{"gabor.mode": "enhance", "gabor.gain": 2.0})
     model = nnx.eval_shape(lambda: classifier.build(config, seed=0))
-    responses = opencv_responses(IMAGES[0], model.gabor.filters)
+    responses = opencv_responses(IMAGES[0], model.gabor.filters, quadrature=True)
     enhanced = IMAGES[0] + 2.0 * responses.mean(-1, keepdims=True)
     expected = (enhanced - np.array(classifier.MEAN)) / np.array(classifier.STD)
     np.testing.assert_allclose(model.inputs(jnp.asarray(IMAGES))[0], expected, atol=1e-4)
