@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.data.crop = "resize"  # "resize": scale the picture, then crop; "native": only crop
     config.data.crop_pct = 0.875  # "resize": side of the crop by the picture's, 1: all of it
     config.data.max_px = 256  # "native": a longer shorter side is first scaled down to this
-    config.data.eval_image_size = 0  # px, the middle of a picture as scaled for training; 0: all
+    config.data.eval_image_size = 0  # px, middle of a picture at training's scale; 0: image_size
     config.data.jpeg_prob = 0.0  # share of training crops that are compressed once more
     config.data.jpeg_quality = (30, 95)
     config.data.downscale_prob = 0.0  # share scaled down and up again

@@ -5,7 +5,6 @@ crop and damage included, on any number of processes, threads or workers, howeve
 interrupted (DESIGN.md, decision 5).
 """
 
-import contextlib
 import dataclasses
 import functools
 import mmap
@@ -19,7 +18,7 @@ from absl import flags
 
 from input_pipeline import transforms
 from input_pipeline.cli import UserError
-from input_pipeline.decode import DecodeError, decode, image_size
+from input_pipeline.decode import DecodeError, decode
 from input_pipeline.sources import Source
 
 Batch = dict[str, np.ndarray]
@@ -117,17 +116,16 @@ def eval_batches(
 ) -> Batches:
     """Every picture exactly once over all processes, in the source's order, undamaged.
 
-    Arguments and batches are as of `train_batches`, S being `data_config.eval_image_size`, and
-    "mask" [b] bool is False where there is no picture: past the end (index -1), or unreadable. All
-    processes get the same number of batches.
+    Arguments and batches are as of `train_batches`, S being `evaluation_side`, and "mask" [b] bool
+    is False where there is no picture: past the end (index -1), or unreadable. All processes get
+    the same number of batches.
     """
-    if data_config.eval_image_size < 1:
-        raise ValueError("eval_image_size is 0: resolve it first (evaluation_side)")
+    size = evaluation_side(data_config)
     rows = _rows(batch_size, process_count)
     load = _LoadEval(
         source=source,
-        transform=_transform(data_config, data_config.eval_image_size),
-        memory=_Memory((rows, data_config.eval_image_size, data_config.eval_image_size, 3)),
+        transform=_transform(data_config, size),
+        memory=_Memory((rows, size, size, 3)),
         batch_size=batch_size,
         first_row=process_index * rows,
         rows=rows,
@@ -141,32 +139,13 @@ def scaled_side(data_config) -> int:
     return round(data_config.image_size / data_config.crop_pct)
 
 
-def evaluation_side(data_config, source: Source | None = None) -> int:
-    """px: `data_config.eval_image_size`, or all of a picture as it is scaled for training.
+def evaluation_side(data_config) -> int:
+    """px of the pictures that are scored: by default those of training.
 
-    With `crop = "native"` that depends on the source; without one, large pictures are meant.
-    Raises UserError where the source has to be asked and nothing there can be read.
+    More of a picture is not better: the maps of the last stage get another size, padding another
+    share of them, and what is fake another mean (docs/RESULTS.md).
     """
-    if data_config.eval_image_size:
-        return data_config.eval_image_size
-    if data_config.crop == "resize":
-        return scaled_side(data_config)
-    shorter = data_config.max_px if source is None else median_shorter_side(source)
-    return max(data_config.image_size, min(shorter, data_config.max_px))
-
-
-def median_shorter_side(source: Source, sample: int = 64) -> int:
-    """px, of `sample` pictures spread evenly over the source, from their headers.
-
-    Raises UserError where none of them can be read.
-    """
-    sides = []
-    for i in np.unique(np.linspace(0, len(source) - 1, sample).astype(int)):
-        with contextlib.suppress(DecodeError, OSError):
-            sides.append(min(image_size(source.read(int(i)))))
-    if not sides:
-        raise UserError(f"{source.ids[0]} and others: not one of them is a readable picture")
-    return int(np.median(sides))
+    return data_config.eval_image_size or data_config.image_size
 
 
 def order(seed: int, n: int, positions: np.ndarray) -> np.ndarray:

@@ -58,15 +58,6 @@ def decode(data: bytes) -> np.ndarray:
         raise DecodeError(str(error) or type(error).__name__) from error
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) in px as stored, from the header alone. Raises DecodeError."""
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            return image.height, image.width
-    except Exception as error:
-        raise DecodeError(str(error) or type(error).__name__) from error
-
-
 def _check_size(height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise DecodeError(f"{width}×{height} px are more than the {MAX_PIXELS:,} pixels allowed")

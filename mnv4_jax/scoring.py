@@ -124,6 +124,5 @@ def evaluation_config(data_config: ConfigDict) -> ConfigDict:
     """A copy of `config.data` as `evaluate` and `predict` use it: one process, a known size."""
     data_config = data_config.copy_and_resolve_references()
     data_config.workers = 0
-    # Converted weights that were never trained here do not know theirs.
     data_config.eval_image_size = evaluation_side(data_config)
     return data_config

@@ -57,7 +57,6 @@ def run(config: ConfigDict, workdir: str) -> int:
     # The data: how much there is decides how long the run is.
     source = sources.open_source(config.data.dir, "Train")
     validation = _open_if_there(config.data.dir, "Validation")
-    config.data.eval_image_size = batches_lib.evaluation_side(config.data, source)
     steps_per_epoch = len(source) / config.train.batch_size
     total_steps = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
     eval_every = config.train.eval_every_steps or max(1, math.ceil(steps_per_epoch))

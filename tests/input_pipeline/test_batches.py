@@ -9,8 +9,6 @@ from configs import small
 from input_pipeline.batches import (
     draw_table,
     eval_batches,
-    evaluation_side,
-    median_shorter_side,
     order,
     train_batches,
 )
@@ -170,8 +168,6 @@ def test_nothing_readable_ends_the_run(tmp_path):
         path.write_bytes(b"\xff\xd8 and no more")
     with pytest.raises(UserError, match="cannot be read"):
         _train(open_source(data_dir, "Train"), 1)
-    with pytest.raises(UserError, match="not one of them is a readable picture"):
-        median_shorter_side(open_source(data_dir, "Train"))
 
 
 @pytest.mark.parametrize("processes, batch_size", [(1, 4), (2, 4), (4, 4), (1, 10), (2, 64)])
@@ -221,40 +217,18 @@ def test_what_is_left_out_is_black_in_memory_used_before(tmp_path):
             np.testing.assert_array_equal(is_black, ~batch["mask"])
 
 
-def test_median_shorter_side_is_of_the_headers(tmp_path):
-    sizes = [(30, 90), (80, 40), (50, 50), (60, 70), (700, 70)]
-    paths = [tmp_path / f"{i}.png" for i in range(5)]
-    for path, (height, width) in zip(paths, sizes, strict=True):
-        path.write_bytes(encoded(smooth(height, width), "PNG"))
-    assert median_shorter_side(FileSource(paths)) == 50
-    paths[1].write_bytes(b"damaged")
-    assert median_shorter_side(FileSource(paths)) == 55
-
-
-def test_a_picture_is_evaluated_at_the_scale_of_training(tmp_path):
-    (tmp_path / "a.png").write_bytes(encoded(smooth(50, 60), "PNG"))
-    source = FileSource([tmp_path / "a.png"])
-    unknown = {"image_size": 28, "eval_image_size": 0}
-    assert evaluation_side(_config(**unknown), source) == 32  # the crop is 0.875 of it
-    assert evaluation_side(_config(**unknown, crop="native"), source) == 50
-    assert evaluation_side(_config(**unknown, crop="native", max_px=44), source) == 44
-    smaller = {"image_size": 64, "eval_image_size": 0, "crop": "native"}
-    assert evaluation_side(_config(**smaller), source) == 64  # what training scales it up to
-    assert evaluation_side(_config(eval_image_size=40), source) == 40
-
-
 @pytest.mark.parametrize("crop", ["resize", "native"])
-def test_a_smaller_evaluation_size_is_the_middle_at_the_scale_of_training(tmp_path, crop):
+@pytest.mark.parametrize("side", [0, 40, 64])
+def test_what_is_evaluated_is_the_middle_at_the_scale_of_training(tmp_path, crop, side):
     pixels = smooth(64, 64)
     (tmp_path / "a.png").write_bytes(encoded(pixels, "PNG"))
-    config = _config(image_size=56, crop_pct=0.875, crop=crop, eval_image_size=40)
+    config = _config(image_size=56, crop_pct=0.875, crop=crop, eval_image_size=side)
     with eval_batches(FileSource([tmp_path / "a.png"]), config, batch_size=1) as batches:
         middle = next(batches)["image"][0]
-    np.testing.assert_array_equal(middle, pixels[12:52, 12:52])
+    border = (64 - (side or 56)) // 2
+    np.testing.assert_array_equal(middle, pixels[border : 64 - border, border : 64 - border])
 
 
 def test_what_a_caller_may_not_ask_for(source):
     with pytest.raises(ValueError, match="does not divide by 3 processes"):
         train_batches(source, _config(), batch_size=4, seed=0, process_count=3)
-    with pytest.raises(ValueError, match="resolve it first"):
-        eval_batches(source, _config(eval_image_size=0), batch_size=4)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from input_pipeline import decode as decode_lib
-from input_pipeline.decode import DecodeError, decode, image_size
+from input_pipeline.decode import DecodeError, decode
 from tests.pictures import encoded, smooth
 
 PIXELS = smooth(48, 64)
@@ -130,11 +130,3 @@ def test_a_huge_picture_is_refused_by_its_header(monkeypatch, format):
     monkeypatch.setattr(decode_lib, "MAX_PIXELS", 48 * 64 - 1)
     with pytest.raises(DecodeError, match=r"64×48 px are more than the 3,071 pixels allowed"):
         decode(encoded(PIXELS, format))
-
-
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_size_from_the_header(format):
-    data = encoded(PIXELS, format)
-    assert image_size(data) == (48, 64)
-    with pytest.raises(DecodeError):
-        image_size(data[:5])

@@ -54,7 +54,7 @@ def test_a_run_leaves_what_its_reader_expects(finished):
     for line in metrics:
         assert {"loss", "accuracy", "auc"} <= set(line)
     assert all(m["images_per_s"] > 0 for m in metrics if m["split"] == "train")
-    assert json.loads((finished / "config.json").read_text())["data"]["eval_image_size"] == 37
+    assert json.loads((finished / "config.json").read_text())["data"]["image_size"] == 32
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((finished / "tensorboard").iterdir())
     assert (finished / "checkpoints" / "8").is_dir()
