@@ -2,7 +2,8 @@
 
     python benchmarks/views.py --checkpoint=runs/rvf10k_long --data=$MNV4_DATA/rvf10k
 
-Logits of the views are averaged.
+Logits of the views are averaged. All of them are as large as a training crop, but for the whole
+picture.
 """
 
 import functools
@@ -10,29 +11,38 @@ import functools
 import numpy as np
 
 from input_pipeline import cli
-from input_pipeline.batches import eval_batches
+from input_pipeline.batches import eval_batches, scaled_side
 from input_pipeline.sources import open_source
 from mnv4_jax import checkpoint, compilation_cache, scoring, sharding
 from mnv4_jax.metrics import binary_metrics
 
-CROP_PX = 224
+
+def crop(images: np.ndarray, size: int, y: float, x: float) -> np.ndarray:
+    """[B, H, W, 3] -> [B, size, size, 3]; y and x from 0, the top left, to 1."""
+    top, left = int(y * (images.shape[1] - size)), int(x * (images.shape[2] - size))
+    return images[:, top : top + size, left : left + size]
 
 
-def corner(images: np.ndarray, bottom: bool, right: bool) -> np.ndarray:
-    """[B, H, W, 3] -> [B, CROP_PX, CROP_PX, 3]"""
-    top, left = (side - CROP_PX for side in images.shape[1:3])
-    return images[:, bottom * top :, right * left :][:, :CROP_PX, :CROP_PX]
+def middle(images, size):
+    return crop(images, size, 0.5, 0.5)
 
 
-CORNERS = [
-    functools.partial(corner, bottom=b, right=r) for b in (False, True) for r in (False, True)
-]
-WHOLE, MIRRORED = (lambda images: images), (lambda images: images[:, :, ::-1])
+def mirrored(images, size):
+    return middle(images, size)[:, :, ::-1]
+
+
+def whole(images, size):
+    del size
+    return images
+
+
+CORNERS = [functools.partial(crop, y=y, x=x) for y in (0, 1) for x in (0, 1)]
 ROWS = {
-    "the whole picture": [WHOLE],
-    "and mirrored": [WHOLE, MIRRORED],
-    f"four {CROP_PX} px corners": CORNERS,
-    "all six": [WHOLE, MIRRORED, *CORNERS],
+    "the middle": [middle],
+    "and mirrored": [middle, mirrored],
+    "four corners": CORNERS,
+    "all six": [middle, mirrored, *CORNERS],
+    "the whole picture": [whole],
 }
 
 
@@ -44,18 +54,20 @@ def main() -> None:
     compilation_cache.enable()
     loaded = checkpoint.load(args.checkpoint)
     config = scoring.evaluation_config(loaded.config.data)
+    size = config.image_size
+    config.eval_image_size = scaled_side(config) if config.crop == "resize" else config.max_px
     mesh = sharding.make_mesh()
 
     def logits(source, view):
         with eval_batches(source, config, batch_size=16) as batches:
-            seen = (b | {"image": np.ascontiguousarray(view(b["image"]))} for b in batches)
+            seen = (b | {"image": np.ascontiguousarray(view(b["image"], size))} for b in batches)
             return scoring.score(loaded.model, seen, mesh)
 
     columns = []
     for split in ("Validation", "Test"):
         source = open_source(args.data, split)
-        scores = {view: logits(source, view) for view in ROWS["all six"]}
-        labels = scores[WHOLE].labels
+        scores = {view: logits(source, view) for view in [*ROWS["all six"], whole]}
+        labels = scores[whole].labels
         columns.append([])
         for views in ROWS.values():
             mean = np.mean([scores[view].logits for view in views], axis=0)

@@ -3,6 +3,7 @@
 It goes by way of `models/torch_module.py`, so it needs the extra `onnx`.
 """
 
+import contextlib
 import logging
 import pathlib
 import tempfile
@@ -30,7 +31,7 @@ except ImportError as error:
     ) from None
 
 OPSET = 20
-CALIBRATION_PICTURES = 256
+CALIBRATION_PICTURES = 64  # their activations are all held at once
 _BATCH = 32
 
 
@@ -72,7 +73,10 @@ def export(safetensors: bytes, *, pixels: str = "uint8") -> bytes:
 
 
 def quantize(model: bytes, config: ConfigDict, calibration_data: str) -> bytes:
-    """The same graph with int8 convolutions: weights per channel, activations by their range.
+    """The same graph with int8 convolutions: weights per channel, activations by 99.9% of theirs.
+
+    By all of their range, a few strong edges take the steps that the rest needs: a detector of
+    Validation AUC 0.880 fell to 0.827, by 99.9% it keeps 0.882 (docs/DEPLOY.md).
 
     Preprocessing, the Gabor bank and the softmax stay in float32: the bank's answers to fine
     traces are a few steps of an 8-bit picture.
@@ -98,17 +102,20 @@ def quantize(model: bytes, config: ConfigDict, calibration_data: str) -> bytes:
             for node in onnx.load(ready).graph.node
             if any("gabor.weight" in name for name in node.input)
         ]
-        quantization.quantize_static(
-            ready,
-            quantized,
-            reader,
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Gemm", "Add"],
-            nodes_to_exclude=bank,
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-        )
+        with contextlib.redirect_stdout(None):  # it prints its settings
+            quantization.quantize_static(
+                ready,
+                quantized,
+                reader,
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=["Conv", "Gemm", "Add"],
+                nodes_to_exclude=bank,
+                per_channel=True,
+                calibrate_method=quantization.CalibrationMethod.Percentile,
+                extra_options={"CalibPercentile": 99.9},
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+            )
         return quantized.read_bytes()
 
 

@@ -23,7 +23,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def detector():
-    gabor = {"gabor.mode": "concat", "data.eval_image_size": SIZE}
+    gabor = {"gabor.mode": "concat", "gabor.gain": 10.0, "data.eval_image_size": SIZE}
     return checkpoint_of(*with_formula_weights(**gabor), {"temperature": TEMPERATURE})
 
 
