@@ -8,8 +8,8 @@ The rows "cpu_" take 12 minutes each on 2 cores, the long ones up to an hour. Th
 on a CPU; on one H100 with 16 cores they took 17 minutes, six to eight at a time (--jobs), each
 stopped after 400 s, which cut the longest ones short.
 
-All but the rows "cpu_whole" and "cpu_moved" crop natively (data.crop=native), as was the default
-when they were run; on rvf10k at 224 px it still does just that.
+Most were run before today's defaults: what every row starts from is `THEN`, and what it names
+comes after.
 """
 
 import argparse
@@ -18,6 +18,10 @@ import json
 import pathlib
 import subprocess
 import sys
+
+THEN = ["data.crop=native", "gabor.response=real"]
+WHOLE_PX = {"rvf10k": 256, "dfdc_faces": 224}  # and all of a picture was scored
+NOW = ["data.eval_image_size=0", "gabor.response=magnitude"]
 
 LIGHT = ["train.batch_size=128", "train.epochs=120", "train.eval_every_steps=375"]
 LONG = [
@@ -31,10 +35,13 @@ DAMAGE = [
 STRONGER = ["data.jpeg_prob=0.5", "data.downscale_prob=0.3", *DAMAGE[2:], "augment.erase=0.3"]
 
 CPU = ["data.image_size=160"]
-WHOLE = ["data.crop=resize", "data.crop_pct=1.0"]
+WHOLE = ["data.crop=resize", "data.crop_pct=1.0", "data.eval_image_size=0"]
+MOVED = [
+    "data.crop=resize", "data.crop_pct=0.889", "data.image_size=128", "data.eval_image_size=144",
+]  # fmt: skip
 DFDC = [*WHOLE, "data.image_size=128", "train.learning_rate=1e-3"]
 
-# name: (data set, what is set beyond configs/small.py, a trial of trials.py)
+# name: (data set, what is set beyond configs/small.py and THEN, a trial of trials.py)
 EXPERIMENTS = {
     "rvf_20ep": ("rvf10k", ["data.image_size=128", "train.epochs=20"]),
     "f_rvf_20ep": ("rvf10k", ["data.image_size=224", "train.epochs=20"]),
@@ -79,9 +86,14 @@ EXPERIMENTS = {
         [*WHOLE, "data.image_size=128", "train.epochs=30", "augment.erase=0.5",
          "model.drop_path_rate=0.1", "train.weight_decay=0.1"],
     ),
-    "cpu_moved_128": (
-        "rvf10k", ["data.crop=resize", "data.crop_pct=0.889", "data.image_size=128"]
-    ),
+    "cpu_moved_128": ("rvf10k", MOVED),
+    "cpu_moved_128_1": ("rvf10k", [*MOVED, "seed=1"]),
+    "cpu_moved_128_2": ("rvf10k", [*MOVED, "seed=2"]),
+    "cpu_magnitude": ("rvf10k", [*MOVED, "gabor.response=magnitude"]),
+    "cpu_magnitude_1": ("rvf10k", [*MOVED, "gabor.response=magnitude", "seed=1"]),
+    "cpu_magnitude_2": ("rvf10k", [*MOVED, "gabor.response=magnitude", "seed=2"]),
+    "cpu_none_128": ("rvf10k", [*MOVED, "gabor.mode=none"]),
+    "cpu_look": ("rvf10k", MOVED, "look"),
     "cpu_whole_dfdc": ("dfdc_faces", [*DFDC, "train.epochs=5"]),
     "cpu_whole_dfdc_long": (
         "dfdc_faces", [*DFDC, "augment.erase=0.3", "model.drop_path_rate=0.1"]
@@ -90,6 +102,17 @@ EXPERIMENTS = {
         "rvf10k",
         ["data.image_size=128", "train.batch_size=128", "train.epochs=100",
          "train.eval_every_steps=375"],
+    ),
+    "cpu_small": ("rvf10k", ["data.crop=resize", *NOW]),
+    "cpu_magnitude_long": (
+        "rvf10k",
+        ["data.image_size=128", "train.batch_size=128", "train.epochs=100",
+         "train.eval_every_steps=375", *NOW],
+    ),
+    "cpu_magnitude_dfdc": ("dfdc_faces", [*DFDC, *NOW, "train.epochs=5"]),
+    "cpu_magnitude_dfdc_long": (
+        "dfdc_faces",
+        [*DFDC, *NOW, "augment.erase=0.3", "model.drop_path_rate=0.1", "train.epochs=14"],
     ),
     "cpu_mixup": ("rvf10k", CPU, "mixup"),
     "cpu_cutmix": ("rvf10k", CPU, "cutmix"),
@@ -109,7 +132,7 @@ def main():
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda name: train(name, args), names))
     print(
-        "| run | beyond `configs/small.py` | pictures seen | train AUC | best Validation AUC",
+        "| run | beyond what all rows start from | pictures seen | train AUC | best Validation AUC",
         end="",
     )
     print(" (at step) | Test AUC | Test accuracy |\n| --- | --- | --- | --- | --- | --- | --- |")
@@ -127,7 +150,8 @@ def train(name: str, args) -> None:
     program = ["benchmarks/trials.py", *trial] if trial else ["-m", "mnv4_jax.main"]
     command = [sys.executable, *program, "--config=configs/small.py"]
     command += [f"--workdir={workdir}", f"--config.data.dir={args.data}/{data}"]
-    command += [f"--config.{field}" for field in ["data.crop=native", *fields]]
+    fields = [*THEN, f"data.eval_image_size={WHOLE_PX[data]}", *fields]
+    command += [f"--config.{field}" for field in fields]
     with open(workdir / "log.txt", "w") as log:
         run = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:

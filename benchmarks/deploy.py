@@ -84,8 +84,8 @@ def prepare(checkpoint_path, data, folder):
     pictures = np.stack(images[::every][:PICTURES])
     np.save(folder / "pictures.npy", pictures)
     _, side, _, _ = pictures.shape
-    name, mode = loaded.config.model.name, loaded.config.gabor.mode
-    print(f"{name}, Gabor {mode}, {side} px, step {loaded.step}")
+    name, gabor = loaded.config.model.name, loaded.config.gabor
+    print(f"{name}, Gabor {gabor.mode}, {gabor.response}, {side} px, step {loaded.step}")
 
 
 def run_child(target, cores, checkpoint_path, folder):

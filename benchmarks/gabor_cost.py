@@ -1,4 +1,4 @@
-"""What the Gabor bank costs in a training step, by mode, beside the same step without one:
+"""What the Gabor bank costs in a training step, by form, beside the same step without one:
 
     python benchmarks/gabor_cost.py [--size=128] [--batch_size=64] [--steps=5]
 
@@ -16,10 +16,10 @@ from configs import small
 
 VARIANTS = {
     "none": {"gabor.mode": "none"},
-    "enhance": {"gabor.mode": "enhance"},
-    "concat": {"gabor.mode": "concat"},
-    "concat, magnitude": {"gabor.mode": "concat", "gabor.response": "magnitude"},
-    "concat, learnable": {"gabor.mode": "concat", "gabor.learnable": True},
+    "real": {"gabor.response": "real"},
+    "magnitude": {"gabor.response": "magnitude"},
+    "magnitude, enhance": {"gabor.response": "magnitude", "gabor.mode": "enhance"},
+    "magnitude, learnable": {"gabor.response": "magnitude", "gabor.learnable": True},
 }
 ROUNDS = 3
 
@@ -43,7 +43,7 @@ def main():
     plain = best[names[0]]
     device = jax.devices()[0].device_kind
     print(f"{args.size} px, batch {args.batch_size}, {device}, {small.get_config().model.name}")
-    print(f"| Gabor | ms a step | images/s | against {names[0]} |\n| --- | --- | --- | --- |")
+    print(f"| Gabor bank | ms a step | images/s | against {names[0]} |\n| --- | --- | --- | --- |")
     for name, s in best.items():
         print(f"| {name} | {1e3 * s:.1f} | {args.batch_size / s:.1f} | {s / plain - 1:+.1%} |")
 
