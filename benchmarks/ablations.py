@@ -88,12 +88,11 @@ EXPERIMENTS = {
     ),
     "cpu_moved_128": ("rvf10k", MOVED),
     "cpu_moved_128_1": ("rvf10k", [*MOVED, "seed=1"]),
-    "cpu_moved_128_2": ("rvf10k", [*MOVED, "seed=2"]),
     "cpu_magnitude": ("rvf10k", [*MOVED, "gabor.response=magnitude"]),
     "cpu_magnitude_1": ("rvf10k", [*MOVED, "gabor.response=magnitude", "seed=1"]),
     "cpu_magnitude_2": ("rvf10k", [*MOVED, "gabor.response=magnitude", "seed=2"]),
-    "cpu_none_128": ("rvf10k", [*MOVED, "gabor.mode=none"]),
-    "cpu_look": ("rvf10k", MOVED, "look"),
+    "cpu_none_128": ("rvf10k", [*MOVED, "gabor.mode=none", "data.eval_image_size=0"]),
+    "cpu_look": ("rvf10k", [*MOVED, "data.eval_image_size=0"], "look"),
     "cpu_whole_dfdc": ("dfdc_faces", [*DFDC, "train.epochs=5"]),
     "cpu_whole_dfdc_long": (
         "dfdc_faces", [*DFDC, "augment.erase=0.3", "model.drop_path_rate=0.1"]
@@ -104,15 +103,15 @@ EXPERIMENTS = {
          "train.eval_every_steps=375"],
     ),
     "cpu_small": ("rvf10k", ["data.crop=resize", *NOW]),
+    "cpu_small_128": ("rvf10k", ["data.crop=resize", "data.image_size=128", *NOW]),
     "cpu_magnitude_long": (
         "rvf10k",
         ["data.image_size=128", "train.batch_size=128", "train.epochs=100",
          "train.eval_every_steps=375", *NOW],
     ),
     "cpu_magnitude_dfdc": ("dfdc_faces", [*DFDC, *NOW, "train.epochs=5"]),
-    "cpu_magnitude_dfdc_long": (
-        "dfdc_faces",
-        [*DFDC, *NOW, "augment.erase=0.3", "model.drop_path_rate=0.1", "train.epochs=14"],
+    "cpu_magnitude_dfdc_875": (
+        "dfdc_faces", [*DFDC, *NOW, "data.crop_pct=0.875", "train.epochs=5"]
     ),
     "cpu_mixup": ("rvf10k", CPU, "mixup"),
     "cpu_cutmix": ("rvf10k", CPU, "cutmix"),

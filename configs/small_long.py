@@ -3,7 +3,8 @@
     python -m mnv4_jax.main --config=configs/small_long.py --workdir=runs/rvf10k_long \
         --config.data.dir=$MNV4_DATA/rvf10k
 
-6.4 minutes on an H100 that five other runs shared; rvf10k Test AUC 0.925 (docs/RESULTS.md).
+6.4 minutes on an H100 that five other runs shared; rvf10k Test AUC 0.925, with
+`gabor.response=real` (docs/RESULTS.md).
 """
 
 from ml_collections import ConfigDict
