@@ -110,9 +110,6 @@ EXPERIMENTS = {
          "train.eval_every_steps=375", *NOW],
     ),
     "cpu_magnitude_dfdc": ("dfdc_faces", [*DFDC, *NOW, "train.epochs=5"]),
-    "cpu_magnitude_dfdc_875": (
-        "dfdc_faces", [*DFDC, *NOW, "data.crop_pct=0.875", "train.epochs=5"]
-    ),
     "cpu_mixup": ("rvf10k", CPU, "mixup"),
     "cpu_cutmix": ("rvf10k", CPU, "cutmix"),
     "cpu_sam": ("rvf10k", [*CPU, "train.epochs=10"], "sam"),
