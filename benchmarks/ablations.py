@@ -41,6 +41,11 @@ MOVED = [
 ]  # fmt: skip
 DFDC = [*WHOLE, "data.image_size=128", "train.learning_rate=1e-3"]
 
+HUNDRED = [
+    "data.image_size=128", "train.batch_size=128", "train.epochs=100",
+    "train.eval_every_steps=375",
+]  # fmt: skip
+
 # name: (data set, what is set beyond configs/small.py and THEN, a trial of trials.py)
 EXPERIMENTS = {
     "rvf_20ep": ("rvf10k", ["data.image_size=128", "train.epochs=20"]),
@@ -97,18 +102,10 @@ EXPERIMENTS = {
     "cpu_whole_dfdc_long": (
         "dfdc_faces", [*DFDC, "augment.erase=0.3", "model.drop_path_rate=0.1"]
     ),
-    "cpu_long": (
-        "rvf10k",
-        ["data.image_size=128", "train.batch_size=128", "train.epochs=100",
-         "train.eval_every_steps=375"],
-    ),
+    "cpu_long": ("rvf10k", HUNDRED),
     "cpu_small": ("rvf10k", ["data.crop=resize", *NOW]),
     "cpu_small_128": ("rvf10k", ["data.crop=resize", "data.image_size=128", *NOW]),
-    "cpu_magnitude_long": (
-        "rvf10k",
-        ["data.image_size=128", "train.batch_size=128", "train.epochs=100",
-         "train.eval_every_steps=375", *NOW],
-    ),
+    "cpu_magnitude_long": ("rvf10k", [*HUNDRED, *NOW]),
     "cpu_magnitude_dfdc": ("dfdc_faces", [*DFDC, *NOW, "train.epochs=5"]),
     "cpu_mixup": ("rvf10k", CPU, "mixup"),
     "cpu_cutmix": ("rvf10k", CPU, "cutmix"),

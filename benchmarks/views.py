@@ -11,7 +11,7 @@ import functools
 import numpy as np
 
 from input_pipeline import cli
-from input_pipeline.batches import eval_batches, scaled_side
+from input_pipeline.batches import eval_batches, shorter_side
 from input_pipeline.sources import open_source
 from mnv4_jax import checkpoint, compilation_cache, scoring, sharding
 from mnv4_jax.metrics import binary_metrics
@@ -55,7 +55,7 @@ def main() -> None:
     loaded = checkpoint.load(args.checkpoint)
     config = scoring.evaluation_config(loaded.config.data)
     size = config.image_size
-    config.eval_image_size = scaled_side(config) if config.crop == "resize" else config.max_px
+    config.eval_image_size = shorter_side(config)
     mesh = sharding.make_mesh()
 
     def logits(source, view):

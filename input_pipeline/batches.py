@@ -134,9 +134,11 @@ def eval_batches(
     return Batches(_iterate(batches, data_config), on_bad)
 
 
-def scaled_side(data_config) -> int:
-    """px that `data.crop = "resize"` scales the shorter side of every picture to."""
-    return round(data_config.image_size / data_config.crop_pct)
+def shorter_side(data_config) -> int:
+    """px that a picture's shorter side is scaled to before the crop; see `transforms.Transform`."""
+    if data_config.crop == "resize":
+        return round(data_config.image_size / data_config.crop_pct)
+    return data_config.max_px
 
 
 def evaluation_side(data_config) -> int:
@@ -299,7 +301,7 @@ def _transform(data_config, size: int) -> transforms.Transform:
     # A plain object: a ConfigDict takes microseconds a look-up, several a picture.
     return transforms.Transform(
         size=size,
-        shorter_px=scaled_side(data_config) if data_config.crop == "resize" else data_config.max_px,
+        shorter_px=shorter_side(data_config),
         crop=data_config.crop,
         jpeg_prob=data_config.jpeg_prob,
         jpeg_quality=tuple(data_config.jpeg_quality),

@@ -72,7 +72,7 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues) -> ConfigDic
     argv = [argv[0], named[-1], *(a for a in argv[1:] if a not in named)]
     config_flags.DEFINE_config_file("config", sys_argv=argv, flag_values=flag_values)
     try:
-        defaults = _fields(flag_values["config"].parser.parse(file))
+        defaults = fields(flag_values["config"].parser.parse(file))
     except Exception as error:
         raise UserError(f"--config={file}: {type(error).__name__}: {_last_line(error)}") from None
     for argument in argv[2:]:
@@ -102,8 +102,8 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues) -> ConfigDic
     return config
 
 
-def _fields(config: ConfigDict) -> dict[str, object]:
-    """{"train.epochs": its default, …}"""
+def fields(config: ConfigDict) -> dict[str, object]:
+    """{"train.epochs": its value, …}"""
     return {
         f"{section}.{name}" if isinstance(values, ConfigDict) else section: value
         for section, values in config.items()

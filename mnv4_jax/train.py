@@ -9,7 +9,6 @@ What a run starts from, in order of precedence:
 import collections
 import contextlib
 import functools
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from input_pipeline import sources
 from input_pipeline.cli import UserError
 from mnv4_jax import calibration, checkpoint, flops, scoring, sharding, step, writers
 from mnv4_jax.bad_images import BadImages
+from mnv4_jax.config import fields
 from mnv4_jax.digests import Digests
 from mnv4_jax.metrics import binary_metrics
 from mnv4_jax.models.transfer import transfer
@@ -208,11 +208,8 @@ def _transferred(path: str, weights: dict[str, Any], say) -> dict[str, Any]:
 
 
 def _check_same_model(config: ConfigDict, saved: Mapping[str, Any], folder: epath.Path) -> None:
-    now = json.loads(config.to_json_best_effort())
-    fields = {"model.name": (now["model"]["name"], saved["model"]["name"])}
-    fields |= {f"gabor.{k}": (v, saved["gabor"].get(k)) for k, v in now["gabor"].items()}
-    for field, (mine, theirs) in fields.items():
-        if mine != theirs:
+    for field, (mine, theirs) in _changed(config, saved).items():
+        if field == "model.name" or field.startswith("gabor."):
             raise UserError(
                 f"config.{field}={mine!r}, but the run in {folder} has {theirs!r}:"
                 " use that, or another --workdir"
@@ -220,21 +217,22 @@ def _check_same_model(config: ConfigDict, saved: Mapping[str, Any], folder: epat
 
 
 def _warn_of_other_batches(config: ConfigDict, saved: Mapping[str, Any], say) -> None:
-    now = json.loads(config.to_json_best_effort())
-    fields = {"seed": (now["seed"], saved["seed"])}
-    fields["train.batch_size"] = (now["train"]["batch_size"], saved["train"]["batch_size"])
-    fields |= {
-        f"data.{k}": (v, saved["data"].get(k))
-        for k, v in now["data"].items()
-        if k not in ("dir", "threads", "workers", "log_digests")  # the same pictures elsewhere
-    }
+    # These bring the same pictures from elsewhere, or in another way.
+    same = {"data.dir", "data.threads", "data.workers", "data.log_digests"}
     changed = [
         f"config.{field}={mine!r} (was {theirs!r})"
-        for field, (mine, theirs) in fields.items()
-        if mine != theirs
+        for field, (mine, theirs) in _changed(config, saved).items()
+        if field in ("seed", "train.batch_size")
+        or (field.startswith("data.") and field not in same)
     ]
     if changed:
         say(f"warning: {', '.join(changed)}: from here on the batches are those of another run")
+
+
+def _changed(config: ConfigDict, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{"data.crop": (now, as saved), ...}: the fields of `config` with another value there."""
+    now, then = fields(config), fields(checkpoint.as_config(saved))
+    return {f: (v, then.get(f)) for f, v in now.items() if v != then.get(f)}
 
 
 def _evaluate(config, mesh, on_bad, model, source):
