@@ -62,16 +62,19 @@ def prepare(checkpoint_path, data, folder):
     """Every form's file, and the pictures, under `folder`."""
     from input_pipeline.batches import eval_batches
     from input_pipeline.sources import open_source
-    from mnv4_jax import checkpoint, convert, export, export_onnx, scoring
+    from mnv4_jax import convert
+    from mnv4_jax.detector import saved, scoring
+    from mnv4_jax.export import onnx as onnx_export
+    from mnv4_jax.export import stablehlo
 
-    loaded = checkpoint.load(checkpoint_path)
+    loaded = saved.load(checkpoint_path)
     (folder / TARGETS["PyTorch"]).write_bytes(convert.to_torch(loaded))
-    (folder / TARGETS["StableHLO"]).write_bytes(export.stablehlo(loaded))
-    model = export_onnx.export((folder / TARGETS["PyTorch"]).read_bytes())
+    (folder / TARGETS["StableHLO"]).write_bytes(stablehlo.stablehlo(loaded))
+    model = onnx_export.export((folder / TARGETS["PyTorch"]).read_bytes())
     (folder / TARGETS["ONNX fp32"]).write_bytes(model)
-    quantized = export_onnx.quantize(model, loaded.config, data)
+    quantized = onnx_export.quantize(model, loaded.config, data)
     (folder / TARGETS["ONNX int8"]).write_bytes(quantized)
-    export_onnx.print_accuracy_lost(model, quantized, loaded.config, data)
+    onnx_export.print_accuracy_lost(model, quantized, loaded.config, data)
     source = open_source(data, "Validation")
     every = max(1, len(source) // PICTURES)
     images = [
@@ -148,9 +151,9 @@ def load_jax(path):
     import jax.numpy as jnp
     from flax import nnx
 
-    from mnv4_jax import checkpoint
+    from mnv4_jax.detector import saved
 
-    loaded = checkpoint.load(path)
+    loaded = saved.load(path)
     graphdef, state = nnx.split(loaded.model)
     temperature = (loaded.calibration or {}).get("temperature", 1.0)
 
@@ -173,7 +176,7 @@ def load_stablehlo(path):
 def load_torch(path):
     import torch
 
-    from mnv4_jax.models.torch_module import load
+    from mnv4_jax.export.torch_module import load
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     detector = load(path)

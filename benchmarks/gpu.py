@@ -305,14 +305,14 @@ def fed_steps(rows, tiny):
     from absl import flags
 
     from input_pipeline import batches, sources
-    from mnv4_jax import sharding
+    from mnv4_jax.runtime.mesh import make_mesh, put_batch
 
     size, batch, n_files = (32, 4, 16) if tiny else (SIZE, 512, 4096)
     config = config_for(batch, size)
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for one
     config.data.dir = draw_jpegs(n_files, size + 32)
     source = sources.open_source(config.data.dir, "Train")
-    mesh = sharding.make_mesh(jax.devices()[:1])
+    mesh = make_mesh(jax.devices()[:1])
     compiled, state, _ = make_step(config)
     box = [state]
     resident = random_batch(config)
@@ -341,7 +341,7 @@ def fed_steps(rows, tiny):
                 names = ("image", "label", "position")
                 previous, start = None, time.perf_counter()
                 for host in itertools.islice(feed, n):
-                    loss = one(sharding.put_batch({k: host[k] for k in names}, mesh))
+                    loss = one(put_batch({k: host[k] for k in names}, mesh))
                     if previous is not None:
                         finish(previous)
                     previous = loss

@@ -7,7 +7,6 @@ besides its arguments. The last lines are the time to write a checkpoint, which 
 """
 
 import argparse
-import functools
 import json
 import tempfile
 import time
@@ -15,7 +14,11 @@ import time
 import jax
 from steps import config_for, make_step, median_s, random_batch
 
-from mnv4_jax import checkpoint, host_memory, step
+from mnv4_jax.detector import saved
+from mnv4_jax.runtime import memory
+from mnv4_jax.runtime.mesh import make_mesh
+from mnv4_jax.training import checkpoint
+from mnv4_jax.training.step import Program
 
 
 def main():
@@ -23,7 +26,7 @@ def main():
     parser.add_argument("--points", default="128:16,128:64,224:16,224:64", help="px:batch, ...")
     parser.add_argument("--out", default="")
     args = parser.parse_args()
-    host_memory.keep_freed()  # as mnv4_jax.main
+    memory.keep_freed()  # as mnv4_jax.main
     print("| px | batch | ms a step | us a picture and 1000 px | temporary MiB |")
     print("| --- | --- | --- | --- | --- |")
     for point in args.points.split(","):
@@ -48,13 +51,13 @@ def main():
         if args.out:
             with open(args.out, "a") as file:
                 file.write(json.dumps(row) + "\n")
-    unpacked = jax.jit(functools.partial(step.unpacked, like=step.abstract(config)[1]))
-    meta = checkpoint.make_meta(config, calibration=None, metrics=None)
+    by_name = jax.jit(Program(config, make_mesh(), 1e-3).packing.unpack_state)
+    meta = saved.make_meta(config, calibration=None, metrics=None)
     with tempfile.TemporaryDirectory() as folder:
         checkpointer = checkpoint.Checkpointer(folder, keep=1)
         for number, name in ((1, "first"), (2, "second")):
             start = time.perf_counter()
-            checkpointer.save(number, unpacked(box[0]), meta, None)
+            checkpointer.save(number, by_name(box[0]), meta, None)
             blocked = time.perf_counter() - start
             checkpointer.wait()
             in_all = time.perf_counter() - start

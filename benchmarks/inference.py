@@ -3,7 +3,7 @@
     python benchmarks/inference.py [--out=FILE.jsonl] [--size=224] [--batches=1,64] [--rounds=7]
 
 Random weights, float32, evaluation mode, a resident batch; alternating rounds, each contender in a
-process of its own. `mnv4_jax.evaluate` keeps freed memory in the process (host_memory.py), so ours
+process of its own. `mnv4_jax.evaluate` keeps freed memory in the process (memory.py), so ours
 does here; PyTorch is timed without and with that. onnxruntime runs its export, BatchNorm folded.
 """
 
@@ -49,13 +49,15 @@ def jax_run(batch, size):
     import numpy as np
     from steps import config_for
 
-    from mnv4_jax import step
+    from mnv4_jax.models import weights as weights_lib
 
     config = config_for(batch, size)
-    graphdef, weights = step.abstract(config)[0], step.fresh_weights(config)
+    graphdef, weights = weights_lib.abstract(config)[0], weights_lib.fresh_weights(config)
     weights = jax.device_put(weights)
     images = jax.device_put(np.zeros((batch, size, size, 3), np.uint8))
-    forward = jax.jit(lambda weights, images: step.eval_step(weights, images, graphdef=graphdef))
+    forward = jax.jit(
+        lambda weights, images: weights_lib.eval_step(weights, images, graphdef=graphdef)
+    )
     compiled = forward.lower(weights, images).compile()
     return lambda: jax.block_until_ready(compiled(weights, images))
 

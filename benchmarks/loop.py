@@ -28,7 +28,8 @@ from steps import make_step, median_s, random_batch
 
 from configs import small
 from input_pipeline import demo
-from mnv4_jax import host_memory, sharding
+from mnv4_jax.runtime import memory
+from mnv4_jax.runtime.mesh import make_mesh, put_batch
 
 
 def main():
@@ -45,7 +46,7 @@ def main():
             with open(args.out, "a") as file:
                 file.write(json.dumps({"what": what, "value": value, "unit": unit}) + "\n")
 
-    host_memory.keep_freed()  # as mnv4_jax.main, for the bare step
+    memory.keep_freed()  # as mnv4_jax.main, for the bare step
     print("| what | value |\n| --- | --- |")
     data = demo.ensure_demo()
     with tempfile.TemporaryDirectory() as folder:
@@ -126,11 +127,11 @@ def make_bare_step(args):
     config.data.image_size, config.train.batch_size = args.size, args.batch
     compiled, state, _ = make_step(config)
     batch, box, host = jax.device_get(random_batch(config)), [state], []
-    mesh = sharding.make_mesh(jax.devices()[:1])
+    mesh = make_mesh(jax.devices()[:1])
 
     def run():
         start = time.perf_counter()
-        arrays = sharding.put_batch(batch, mesh)
+        arrays = put_batch(batch, mesh)
         put = time.perf_counter()
         box[0], metrics = compiled(box[0], arrays)
         host.append((put - start, time.perf_counter() - put))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from mnv4_jax import host_memory
+from mnv4_jax.runtime import memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _serve(build, repeats, pipe):
 
 def kept(build: Callable[[], Callable[[], None]]) -> Callable[[], None]:
     """What `build` builds, in a process that keeps freed memory, as `mnv4_jax.main` does."""
-    host_memory.keep_freed()
+    memory.keep_freed()
     return build()
 
 

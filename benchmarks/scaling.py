@@ -17,7 +17,6 @@ os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nor a TPU that two processes c
 
 import argparse
 import dataclasses
-import functools
 import math
 import re
 import runpy
@@ -32,10 +31,13 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from input_pipeline import cli
-from mnv4_jax import flops, sharding, step
 from mnv4_jax.models import classifier
+from mnv4_jax.models import weights as weights_lib
 from mnv4_jax.models.layers import BatchNorm
 from mnv4_jax.ops import conv
+from mnv4_jax.runtime.mesh import batch_sharding, make_mesh, replicated
+from mnv4_jax.training import flops
+from mnv4_jax.training.step import Program
 
 # What one element of a convolution's output costs in memory traffic, in passes over it. Forward:
 # written, read for the statistics, read and written to be normalised, read by the next layer: 5.
@@ -110,11 +112,13 @@ def main() -> None:
 def count(config: ConfigDict) -> Work:
     """The network's work, from the jaxpr of its forward pass on one picture."""
     model = classifier.build(config, seed=0)
-    graphdef, weights = step.split(model)
+    graphdef, weights = weights_lib.split(model)
     size = config.data.image_size
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
     with conv.use(conv.NATIVE):
-        jaxpr = jax.make_jaxpr(lambda x: step.eval_step(weights, x, graphdef=graphdef))(image)
+        jaxpr = jax.make_jaxpr(lambda x: weights_lib.eval_step(weights, x, graphdef=graphdef))(
+            image
+        )
     elements = sum(
         math.prod(equation.outvars[0].aval.shape)
         for equation in flops.equations(jaxpr.jaxpr)
@@ -189,7 +193,7 @@ def print_compiled(config: ConfigDict, work: Work, flags: argparse.Namespace) ->
             f"--topology={flags.topology} cannot be compiled for: {error} "
             "(it needs pip install -e '.[tpu]')"
         ) from error
-    mesh = sharding.make_mesh(slice_.devices)
+    mesh = make_mesh(slice_.devices)
     config.model.dtype = "bfloat16"  # what "auto" means on a TPU
     start = time.perf_counter()
     compiled = compile_step(config, mesh, flags.per_device)
@@ -236,11 +240,9 @@ def compile_step(
     config: ConfigDict, mesh: jax.sharding.Mesh, per_device: int
 ) -> jax.stages.Compiled:
     """The train step for the devices of `mesh`, from shapes alone."""
-    optimizer = step.make_optimizer(config, 1e-3)
-    init = functools.partial(step.init_state, optimizer=optimizer)
-    model = step.abstract(config)
-    state = jax.eval_shape(init, model[1])
-    everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    program = Program(config, mesh, 1e-3)
+    state = jax.eval_shape(program.init, program.like)
+    everywhere, split = replicated(mesh), batch_sharding(mesh)
     state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state
     )
@@ -250,11 +252,8 @@ def compile_step(
         "label": jax.ShapeDtypeStruct((count,), np.int32, sharding=split),
         "position": jax.ShapeDtypeStruct((count,), np.uint32, sharding=split),
     }
-    train_step = functools.partial(
-        step.train_step, model=model, optimizer=optimizer, config=config, mesh=mesh
-    )
     with conv.use(conv.NATIVE):  # the accelerators' form
-        return jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
+        return jax.jit(program.step, donate_argnums=0).lower(state, batch).compile()
 
 
 def collectives(program: str) -> dict[str, list[dict[str, int]]]:

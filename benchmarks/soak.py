@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from input_pipeline import cli
-from mnv4_jax import checkpoint
+from mnv4_jax.detector import saved
 from tests.processes import Run, checkpoint_steps, read_lines
 
 # (processes, devices of each): how often, four processes on few cores being slow to start
@@ -148,7 +148,7 @@ def damaged(workdir: pathlib.Path) -> int:
     for step in checkpoint_steps(workdir):
         for raw in (False, True):
             try:
-                checkpoint.load(workdir / "checkpoints" / str(step), raw=raw)
+                saved.load(workdir / "checkpoints" / str(step), raw=raw)
             except cli.UserError:
                 count += 1
     return count

@@ -1,15 +1,17 @@
 """What the benchmarks of the training step share: the project's own step, compiled, and a clock."""
 
 import contextlib
-import functools
 import time
 
 import jax
 import numpy as np
 
 from configs import small
-from mnv4_jax import sharding, step
+from mnv4_jax.models import weights as weights_lib
 from mnv4_jax.ops import conv
+from mnv4_jax.runtime.mesh import make_mesh
+from mnv4_jax.training import optimizer as optimizer_lib
+from mnv4_jax.training.step import Program
 
 
 def median_s(run, finish, *, rounds=5, repeats=1):
@@ -38,17 +40,13 @@ def config_for(batch_size, size, dtype="auto"):
 
 def make_step(config, form=None):
     """(compiled step, state, seconds to compile) of the project's own train_step."""
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    optimizer = step.make_optimizer(config, step.learning_rate(config, 1000, 100))
-    state = jax.jit(functools.partial(step.init_state, optimizer=optimizer))(
-        step.fresh_weights(config)
-    )
-    run = functools.partial(
-        step.train_step, model=step.abstract(config), optimizer=optimizer, config=config, mesh=mesh
-    )
+    mesh = make_mesh(jax.devices()[:1])
+    program = Program(config, mesh, optimizer_lib.learning_rate(config, 1000, 100))
+    state = jax.jit(program.init)(weights_lib.fresh_weights(config))
     start = time.perf_counter()
     with conv.use(form) if form else contextlib.nullcontext():
-        compiled = jax.jit(run, donate_argnums=0).lower(state, random_batch(config)).compile()
+        lowered = jax.jit(program.step, donate_argnums=0).lower(state, random_batch(config))
+        compiled = lowered.compile()
     return compiled, state, time.perf_counter() - start
 
 

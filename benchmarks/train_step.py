@@ -6,7 +6,7 @@ A resident batch, float32, no augmentation, no Gabor bank, each contender in a p
 Ours: forward, backward, clipping, AdamW and EMA, the guard against non-finite steps included. The
 peer's: the same without EMA and guard, which favours it. CPU seconds (of all threads, over the
 cores) stand beside the clock's: they hold on a machine that others use too. `mnv4_jax.main` keeps
-freed memory in the process (host_memory.py), so ours does here; PyTorch is timed as it comes in
+freed memory in the process (memory.py), so ours does here; PyTorch is timed as it comes in
 both layouts, and with that memory kept as well.
 """
 

@@ -16,16 +16,20 @@ def get_config() -> ConfigDict:
     config.seed = 0
 
     config.data = ConfigDict()
-    config.data.dir = ""  # empty: the demo set, drawn on first use
+    config.data.dir = ""  # empty: the demo set, drawn on first use; "A,B,C": several sets
+    config.data.weights = ()  # of several sets, one number a set; (): square roots of their sizes
+    config.data.balance = True  # of several sets: both classes equally often
     config.data.image_size = 224  # px, side of a training crop; 128: faster
     config.data.crop = "resize"  # "resize": scale the picture, then crop; "native": only crop
     config.data.crop_pct = 0.875  # "resize": side of the crop by the picture's, 1: all of it
+    config.data.zoom = (1.0, 1.0)  # on the side of a training crop, drawn for each; 0.7: nearer
     config.data.max_px = 256  # "native": a longer shorter side is first scaled down to this
     config.data.eval_image_size = 0  # px, middle of a picture at training's scale; 0: image_size
     config.data.jpeg_prob = 0.0  # share of training crops that are compressed once more
     config.data.jpeg_quality = (30, 95)
     config.data.downscale_prob = 0.0  # share scaled down and up again
     config.data.downscale = (0.4, 0.9)
+    config.data.blended = 0.0  # share of the fakes that are made of real pictures, see blending.py
     config.data.threads = 0  # decoding threads a process; 0: one a core, up to 16 for all workers
     config.data.workers = 0  # decoding processes; 0: threads only
     config.data.log_digests = False  # WORKDIR/digests.jsonl: a hash of every global batch
@@ -38,7 +42,7 @@ def get_config() -> ConfigDict:
     config.model.zero_init_residual = True
     config.model.batch_norm = "global"  # or "local": statistics per device, one all-reduce a step
     config.model.dtype = "auto"  # bfloat16 on TPU and GPU, float32 on CPU; or float32, float64, ...
-    config.model.init_from = ""  # a checkpoint whose weights to start from
+    config.model.init_from = ""  # a checkpoint whose weights to start from; "shipped"
 
     config.gabor = ConfigDict()
     config.gabor.mode = "concat"  # "none", "enhance", "concat"
@@ -70,10 +74,20 @@ def get_config() -> ConfigDict:
     config.train.learning_rate = 2e-3
     config.train.warmup_epochs = 1.0
     config.train.weight_decay = 0.05
+    config.train.layer_decay = 1.0  # on the learning rate, for each layer below the head
     config.train.label_smoothing = 0.05
+    config.train.trainable = ()  # parts of names, ("norm", "head"): nothing else is trained
     config.train.clip_norm = 1.0  # of the gradient; 0: off
     config.train.ema_decay = 0.998
     config.train.max_bad_steps = 10  # non-finite losses in a row before the run stops
+    config.train.adversary = ConfigDict()  # training on attacked pictures, see docs/ROBUSTNESS.md
+    config.train.adversary.method = "none"  # "fgsm", "pgd", "trades"
+    config.train.adversary.budget = 1.0  # 255ths that a pixel may move
+    config.train.adversary.steps = 3  # gradients an attack of "pgd" or "trades" takes
+    config.train.adversary.step_size = 0.0  # a share of the budget; 0: 2.5 / steps
+    config.train.adversary.weight = 1.0  # of attacked pictures' loss; "trades": of the divergence
+    config.train.adversary.warmup_epochs = 1.0  # the budget grows linearly from 0
+    config.train.adversary.share = 0.5  # of a batch that is attacked
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 100

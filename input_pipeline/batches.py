@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from input_pipeline import transforms
+from input_pipeline import blending, mixtures, transforms
 from input_pipeline.cli import UserError
 from input_pipeline.decode import DecodeError, decode
 from input_pipeline.sources import Source
@@ -91,14 +91,21 @@ def train_batches(
         there can be read.
     """
     rows = _rows(batch_size, process_count)
+    if isinstance(source, mixtures.Mixture):
+        order_of = mixtures.Order(source, seed, data_config.weights, data_config.balance)
+    else:
+        order_of = functools.partial(order, seed, len(source))
     load = _LoadTrain(
         source=source,
-        transform=_transform(data_config, data_config.image_size),
+        order=order_of,
+        transform=_train_transform(data_config),
         memory=_Memory((rows, data_config.image_size, data_config.image_size, 3)),
         seed=seed,
         batch_size=batch_size,
         first_row=process_index * rows,
         rows=rows,
+        blended=data_config.blended,
+        reals=np.flatnonzero(np.asarray(source.labels) == 1),
     )
     # Positions are uint32: at 10,000 images/s, five days of training.
     batches = grain.MapDataset.range(2**32 // batch_size)[start:].map(load)
@@ -113,22 +120,26 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     on_bad: OnBad | None = None,
+    least_px: int = 0,
 ) -> Batches:
     """Every picture exactly once over all processes, in the source's order, undamaged.
 
-    Arguments and batches are as of `train_batches`, S being `evaluation_side`, and "mask" [b] bool
-    is False where there is no picture: past the end (index -1), or unreadable. All processes get
-    the same number of batches.
+    Same arguments and keys as `train_batches`; images have side `evaluation_side`. "mask" [b] bool
+    is False where there is no picture: past the end (index -1), unreadable, or refused. "refused"
+    [b] int32 says why the last: the shorter side in px of a picture that has fewer than `least_px`,
+    `ONE_COLOUR` of a picture whose middle has only one; 0 of others. `least_px` 0 refuses nothing.
+    All processes get the same number of batches.
     """
     size = evaluation_side(data_config)
     rows = _rows(batch_size, process_count)
     load = _LoadEval(
         source=source,
-        transform=_transform(data_config, size),
+        transform=eval_transform(data_config),
         memory=_Memory((rows, size, size, 3)),
         batch_size=batch_size,
         first_row=process_index * rows,
         rows=rows,
+        least_px=least_px,
     )
     batches = grain.MapDataset.range(-(-len(source) // batch_size)).map(load)
     return Batches(_iterate(batches, data_config), on_bad)
@@ -214,30 +225,43 @@ class _Memory:
 @dataclasses.dataclass(frozen=True)
 class _LoadTrain:
     source: Source
+    order: Callable[[np.ndarray], np.ndarray]  # [b] positions -> [b] indices
     transform: transforms.Transform
     memory: _Memory
     seed: int
     batch_size: int
     first_row: int
     rows: int
+    blended: float  # share of the fakes that are made of real pictures
+    reals: np.ndarray  # [R] indices of the real pictures
 
     def __call__(self, k: int) -> tuple[Batch, list[tuple[str, str]]]:
         first = k * self.batch_size + self.first_row
         positions = np.arange(first, first + self.rows)
         # Lists: the loop below is what threads queue for (the GIL), and NumPy's numbers are slow.
-        indices = order(self.seed, len(self.source), positions).tolist()
+        indices = self.order(positions).tolist()
+        labels = self.source.labels[indices]
         draws = draw_table(self.seed, first, self.rows).tolist()
         images = self.memory.take()
         bad = []
         for row, index in enumerate(indices):
+            change = None
+            if labels[row] == 0 and draws[row][6] < self.blended:
+                index = int(self.reals[int(draws[row][7] * len(self.reals))])
+                rng = np.random.Generator(
+                    np.random.Philox(key=[self.seed | 2**62, int(positions[row])])
+                )
+                change = functools.partial(blending.make_fake, rng=rng)
             pixels = _read(self.source, index, bad)
             if pixels is None:
-                indices[row], pixels = self._next_readable(index, bad)
-            transforms.train(pixels, self.transform, draws[row], images[row])
+                index, pixels = self._next_readable(index, bad)
+            indices[row] = index
+            labels[row] = 0 if change else self.source.labels[index]
+            transforms.train(pixels, self.transform, draws[row], images[row], change)
         indices = np.array(indices, np.int32)
         return {
             "image": images,
-            "label": self.source.labels[indices],
+            "label": labels,
             "position": positions.astype(np.uint32),
             "index": indices,
         }, bad
@@ -260,6 +284,7 @@ class _LoadEval:
     batch_size: int
     first_row: int
     rows: int
+    least_px: int
 
     def __call__(self, k: int) -> tuple[Batch, list[tuple[str, str]]]:
         first = k * self.batch_size + self.first_row
@@ -267,12 +292,14 @@ class _LoadEval:
         indices = np.where(positions < len(self.source), positions, -1).astype(np.int32)
         images = self.memory.take()
         mask = np.zeros(self.rows, bool)
+        refused = np.zeros(self.rows, np.int32)
         bad = []
         for row in np.flatnonzero(indices >= 0):
             pixels = _read(self.source, int(indices[row]), bad)
             if pixels is not None:
                 transforms.evaluate(pixels, self.transform, images[row])
-                mask[row] = True
+                refused[row] = transforms.why_refused(pixels, images[row], self.least_px)
+                mask[row] = not refused[row]
         images[~mask] = 0
         return {
             "image": images,
@@ -280,6 +307,7 @@ class _LoadEval:
             "position": positions.astype(np.uint32),
             "index": indices,
             "mask": mask,
+            "refused": refused,
         }, bad
 
 
@@ -297,12 +325,22 @@ def _rows(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def _transform(data_config, size: int) -> transforms.Transform:
-    # A plain object: a ConfigDict takes microseconds a look-up, several a picture.
+def eval_transform(data_config) -> transforms.Transform:
+    """Reads nothing that only training needs: a checkpoint's config may be older than a field."""
     return transforms.Transform(
-        size=size,
+        size=evaluation_side(data_config),
         shorter_px=shorter_side(data_config),
         crop=data_config.crop,
+    )
+
+
+def _train_transform(data_config) -> transforms.Transform:
+    # A plain object: a ConfigDict takes microseconds a look-up, several a picture.
+    return transforms.Transform(
+        size=data_config.image_size,
+        shorter_px=shorter_side(data_config),
+        crop=data_config.crop,
+        zoom=tuple(data_config.zoom),
         jpeg_prob=data_config.jpeg_prob,
         jpeg_quality=tuple(data_config.jpeg_quality),
         downscale_prob=data_config.downscale_prob,

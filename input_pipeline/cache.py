@@ -2,8 +2,22 @@
 
 import os
 import pathlib
+import tempfile
 
 
 def root() -> pathlib.Path:
     """`$MNV4_CACHE`, or `~/.cache/mnv4_jax`; need not exist."""
     return pathlib.Path(os.environ.get("MNV4_CACHE") or "~/.cache/mnv4_jax").expanduser()
+
+
+def why_not_writable(folder: str | os.PathLike) -> str | None:
+    """Why no file can be made in `folder`, or None where one can; makes the folder.
+
+    By making one: permissions bind not everybody, and a file system may be read-only.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or type(error).__name__

@@ -12,10 +12,16 @@ from collections.abc import Callable
 from typing import NoReturn
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (
-    *(errno.EACCES, errno.EROFS),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
-)
+# What to do about each error of the file system that a user can meet.
+_CURES = {
+    **dict.fromkeys(_FULL, "free some space or name another folder"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "check its permissions or name another folder"),
+    errno.EROFS: "name a folder on a file system that can be written to",
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "name a folder, not a file"),
+    errno.ENOENT: "name a folder that exists or can be made",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
 
 
 class UserError(Exception):
@@ -46,10 +52,10 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         _say(f"error: {' '.join(str(error).split())}")
         status = 2
     except OSError as error:
-        if error.errno not in _FULL + _FORBIDDEN:
+        if error.errno not in _CURES:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        _say(f"error: {error.strerror}{where}: free some space or name another folder")
+        _say(f"error: {error.strerror}{where}: {_CURES[error.errno]}")
         status = 2
         if error.errno in _FULL:
             # What else is written at the exit would fail as well, at length.

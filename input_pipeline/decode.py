@@ -4,21 +4,25 @@ simplejpeg decodes a 256 px JPEG in about a third of Pillow's time and lets othe
 """
 
 import contextlib
+import importlib.util
 import io
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 # Larger pictures are refused before they take memory: 128 Mi pixels are 400 MB as RGB, and more
 # than the 108 megapixels of today's phones.
 MAX_PIXELS = 2**27
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
-# What a file called .jpg, .png or .webp may really hold. Pillow opens more, some through other
+HAS_AVIF = bool(features.check("avif"))  # from Pillow 11.3 on
+HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None  # extra `heif`
+# What a file may really hold, whatever its name says. Pillow opens more, some through other
 # programs (EPS runs Ghostscript).
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # MPO is opened as JPEG
+_FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]  # MPO is opened as JPEG
+_FORMATS += ["AVIF"] * HAS_AVIF
 _ORIENTATION = 0x0112
 
 
@@ -30,10 +34,12 @@ def decode(data: bytes) -> np.ndarray:
     """Decodes one picture.
 
     Rotated as its EXIF orientation says. Grey, palette and CMYK become RGB, 16 bits a channel are
-    scaled to 8, transparency is laid over white, an animation gives its first frame.
+    scaled to 8, transparency is laid over white, an animation or a file of several pages gives its
+    first.
 
     Args:
-        data: the content of a JPEG, PNG, WebP, GIF or BMP file, whatever its name said.
+        data: the content of a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file, or of a HEIC file where
+            pillow-heif is installed; whatever its name said.
 
     Returns:
         [H, W, 3] uint8, RGB.
@@ -64,17 +70,39 @@ def _check_size(height: int, width: int) -> None:
 
 
 def _decode_other(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with _open(data) as image:
         _check_size(image.height, image.width)
-        orientation = image.getexif().get(_ORIENTATION, 1)
         image.load()  # raises where the file is cut short
+        # Asked now: what loading has turned upright already, as with TIFF, no longer says so.
+        orientation = image.getexif().get(_ORIENTATION, 1)
         if image.format == "PNG" and data[24] == 16:  # bit depth, in the IHDR chunk
             return _rotate(_decode_png16(data), orientation)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        return _rotate(np.asarray(image.convert("RGB")), orientation)
+        return _rotate(to_rgb(image), orientation)
+
+
+def _open(data: bytes) -> Image.Image:
+    if data[4:8] == b"ftyp" and data[8:11] != b"avi":
+        if not HAS_HEIF:
+            raise DecodeError("a HEIC file: install pillow-heif to read it")
+        import pillow_heif  # takes 0.1 s
+
+        pillow_heif.register_heif_opener()
+        return Image.open(io.BytesIO(data), formats=["HEIF"])
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """[H, W, 3] uint8 of a Pillow picture of any mode; what is transparent becomes white."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    if image.mode.startswith("I;16"):  # Pillow would clip it
+        grey = np.rint(np.asarray(image, np.float32) * (255 / 65535)).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise DecodeError(f"pixels of mode {image.mode}, whose range is not known")
+    return np.asarray(image.convert("RGB"))
 
 
 def _decode_png16(data: bytes) -> np.ndarray:
@@ -94,8 +122,7 @@ def _jpeg_header(jpeg: bytes) -> tuple[int, int, int, bool]:
     A walk over the half dozen segments, 3 us. A codec's own header parser costs as much again, and
     gives up the GIL, for which a thread then queues; Pillow takes as long as half the decoding.
 
-    No components: not the plain sequence of segments that all but odd files are, and nothing that
-    a size could be believed of.
+    Returns components=0 if the header is non-standard; the size is then unreliable.
     """
     height = width = components = 0
     has_exif = False

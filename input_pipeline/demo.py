@@ -26,7 +26,9 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from input_pipeline import cache, cli, people, portraits
+from input_pipeline import cache, cli
+from input_pipeline.cli import UserError
+from input_pipeline.demo_set import people, portraits
 
 VERSION = "demo-5"  # raise it whenever a pixel of the set changes: it names the cached folder
 SEED = 0
@@ -120,7 +122,11 @@ def ensure_demo(cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
     folder = pathlib.Path(cache_dir or cache.root()).expanduser() / VERSION
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if why := cache.why_not_writable(folder.parent):
+        raise UserError(
+            f"the demo set cannot be drawn in {folder.parent} ({why}): set MNV4_CACHE to a folder"
+            " that can be written to"
+        )
     drawing = pathlib.Path(tempfile.mkdtemp(prefix=f".{VERSION}-", dir=folder.parent))
     try:
         _draw_all(drawing)

@@ -2,50 +2,63 @@
 
     python -m input_pipeline.prepare --source=FOLDER --out=DIR [--drop_leaks]
     python -m input_pipeline.prepare --source=kaggle --out=DIR [--drop_leaks]
+    python -m input_pipeline.prepare --source=FOLDER --out=DIR --faces
 
 The files keep their bytes. DIR/leaks.md is the report to read, DIR/leaks.json the whole of it.
-Training takes the set by --config.data.dir=DIR.
+Training takes the set by --config.data.dir=DIR. With --faces, DIR becomes an image folder of the
+faces alone, all cut out in one way; stopped, it goes on where it was. With --ray, processes of Ray
+do the work (pip install -e '.[ray]'): the same set and the same report.
 """
 
 import argparse
+import contextlib
+import functools
 import json
 import os
 import pathlib
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from input_pipeline import builder, leak_report, leaks
 from input_pipeline.cli import ArgumentParser, UserError, run
 from input_pipeline.decode import DecodeError
+from input_pipeline.prepared import builder, crops, leak_report, leaks
 from input_pipeline.sources import (
     LAYOUT,
     SPLITS,
     FileSource,
     Source,
+    describe,
     has_split,
     open_source,
     printable,
 )
 
+_HERE = "this machine"  # --ray without an address
 KAGGLE_SET = "manjilkarki/deepfake-and-real-images"
 
 
 def main() -> int | None:
     flags = _flags()
     out = pathlib.Path(flags.out)
+    if flags.faces:
+        return _cut_out_faces(flags, out)
     finished = out / builder.NAME / builder.VERSION
-    facts = {"source": _spelled(flags.source), "drop_leaks": flags.drop_leaks}
+    facts = {"source": _normalized_source(flags.source), "drop_leaks": flags.drop_leaks}
     if (finished / "dataset_info.json").exists():
         return _already_there(finished, facts)
 
     folder = _kaggle_folder() if flags.source == "kaggle" else flags.source
     sources = _open(folder)
+    for split, source in sources.items():
+        print(f"{split}: {describe(source)}", flush=True)
     _check_out(out, folder)
 
     progress = Progress(
@@ -55,8 +68,10 @@ def main() -> int | None:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    with progress:
-        scans, unreadable = _scan(sources, flags.threads, progress)
+    with contextlib.ExitStack() as stack:
+        ray = stack.enter_context(_ray(flags))
+        stack.enter_context(progress)
+        found = _look(ray, sources, flags.threads, out, progress)
         pictures = [
             leak_report.Picture(
                 source.ids[i],
@@ -65,30 +80,108 @@ def main() -> int | None:
                 source.groups[i] if source.groups else None,
             )
             for split, source in sources.items()
-            for i in scans[split]
+            for i in found.readable[split]
         ]
-        comparing = progress.add_task("comparing", total=None)
-        prints = [mark for scan in scans.values() for _, mark in scan.values()]
-        duplicates = leaks.find_duplicates(prints)
-        progress.update(comparing, total=1, completed=1)
-
         report = leak_report.report(
-            pictures, duplicates, unreadable=unreadable, dropped=flags.drop_leaks
+            pictures, found.duplicates, unreadable=found.unreadable, dropped=flags.drop_leaks
         )
         dropped = set(report["dropped"])
         splits = {}
         for split, source in sources.items():
-            keep = [i for i in scans[split] if source.ids[i] not in dropped]
-            n_bytes = sum(scans[split][i][0] for i in keep)
-            splits[split] = builder.Split(source, keep, n_bytes)
+            kept = [k for k, i in enumerate(found.readable[split]) if source.ids[i] not in dropped]
+            keep, sizes, records = (
+                [int(of[split][k]) for k in kept]
+                for of in (found.readable, found.n_bytes, found.record_bytes)
+            )
+            splits[split] = builder.Split(source, keep, sum(sizes), sum(records))
         _check_space(out, sum(split.n_bytes for split in splits.values()))
         _write_text(out / "leaks.json", json.dumps(report, indent=1))
         _write_text(out / "leaks.md", leak_report.page(report))
 
         writing = progress.add_task("writing", total=sum(len(s.keep) for s in splits.values()))
-        _write_set(out, splits, facts, on_written=lambda: progress.advance(writing))
+        _write_set(
+            out, splits, facts, lambda n=1: progress.advance(writing, n), ray and _shards_by(ray)
+        )
     _say_result(out, report, splits)
     return None
+
+
+class _Found(NamedTuple):
+    """Of the readable pictures of each split, in order: positions in its source, bytes of the files
+    and, with --ray, of their records (else 0)."""
+
+    readable: dict[str, Sequence[int]]
+    n_bytes: dict[str, Sequence[int]]
+    record_bytes: dict[str, Sequence[int]]
+    duplicates: leaks.Duplicates
+    unreadable: Sequence[tuple[str, str]]
+
+
+@contextlib.contextmanager
+def _ray(flags: argparse.Namespace) -> Iterator[ModuleType | None]:
+    """Ray where --ray asks for it, else None."""
+    if flags.ray is None:
+        yield None
+        return
+    from input_pipeline import engine
+
+    with engine.running(None if flags.ray == _HERE else flags.ray) as ray:
+        yield ray
+
+
+def _look(ray, sources: dict, threads: int, out: pathlib.Path, progress: Progress) -> _Found:
+    """Reads every picture and compares them all, in this process or by Ray."""
+    if ray:
+        from input_pipeline.prepared import distributed
+
+        reading = progress.add_task("reading", total=sum(len(s) for s in sources.values()))
+        scan = distributed.scan(ray, sources, out, lambda n: progress.advance(reading, n))
+        _check_any_readable(sources, scan.readable)
+        comparing = progress.add_task("comparing", total=None)
+        duplicates = distributed.find_duplicates(ray, scan)
+        shutil.rmtree(out / distributed.SCRATCH)
+        found = _Found(scan.readable, scan.n_bytes, scan.record_bytes, duplicates, scan.unreadable)
+    else:
+        scans, unreadable = _scan(sources, threads, progress)
+        comparing = progress.add_task("comparing", total=None)
+        prints = [mark for scan in scans.values() for _, mark in scan.values()]
+        found = _Found(
+            {split: list(scan) for split, scan in scans.items()},
+            {split: [size for size, _ in scan.values()] for split, scan in scans.items()},
+            {split: [0] * len(scan) for split, scan in scans.items()},
+            leaks.find_duplicates(prints),
+            unreadable,
+        )
+    progress.update(comparing, total=1, completed=1)
+    return found
+
+
+def _shards_by(ray: ModuleType) -> Callable:
+    from input_pipeline.prepared import distributed
+
+    return functools.partial(distributed.write_shards, ray)
+
+
+def _check_any_readable(sources: dict, readable: Mapping[str, Sequence[int]]) -> None:
+    for split, source in sources.items():
+        if not len(readable[split]):
+            raise UserError(f"{split}: none of its {len(source)} pictures can be read")
+
+
+def _cut_out_faces(flags: argparse.Namespace, out: pathlib.Path) -> None:
+    folder = _kaggle_folder() if flags.source == "kaggle" else flags.source
+    sources = _open(folder, one_class=True)
+    if out.resolve() == pathlib.Path(folder).resolve():
+        raise UserError(f"--out={out} is the source itself; name another folder")
+    total = sum(map(len, sources.values()))
+    with Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("faces", total=total)
+        left_out = crops.write(
+            out, sources, threads=flags.threads, on_done=lambda: progress.advance(task)
+        )
+    print(f"{total - len(left_out)} faces of {total} pictures in {out}")
+    if left_out:
+        print(f"{len(left_out)} left out, named in {out / crops.NO_FACE}")
 
 
 def _flags() -> argparse.Namespace:
@@ -101,14 +194,26 @@ def _flags() -> argparse.Namespace:
         action="store_true",
         help="leave out the Train pictures that have a copy in Validation or Test",
     )
+    parser.add_argument(
+        "--faces", action="store_true", help="write a folder of the pictures' largest faces"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: cores")
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const=_HERE,
+        metavar="HOST:PORT",
+        help="by Ray, on this machine or on a cluster: for sets that one process cannot hold",
+    )
     flags = parser.parse_args()
+    if flags.ray and flags.faces:
+        parser.error("--ray: --faces runs in one process; leave one of them out")
     if flags.threads < 1:
         parser.error(f"--threads={flags.threads}: expected 1 or more")
     return flags
 
 
-def _spelled(source: str) -> str:
+def _normalized_source(source: str) -> str:
     return source if source == "kaggle" else os.path.realpath(source)
 
 
@@ -145,13 +250,13 @@ def _kaggle_folder() -> str:
         ) from error
 
 
-def _open(folder: str) -> dict[str, FileSource]:
+def _open(folder: str, *, one_class: bool = False) -> dict[str, FileSource]:
     if not folder:
         raise UserError("--source is empty: expected a folder, or: kaggle")
     names = [split for split in SPLITS if has_split(folder, split)]
     if not names:
         raise UserError(f"--source={folder}: no split found; expected {LAYOUT}")
-    sources = {name: open_source(folder, name) for name in names}
+    sources = {name: open_source(folder, name, one_class=one_class) for name in names}
     if not all(isinstance(source, FileSource) for source in sources.values()):
         raise UserError(f"--source={folder} is a prepared set already; expected {LAYOUT}")
     return sources
@@ -211,8 +316,7 @@ def _scan(
                 else:
                     scans[split][i] = found
                 progress.advance(reading)
-            if not scans[split]:
-                raise UserError(f"{split}: none of its {len(source)} pictures can be read")
+            _check_any_readable({split: source}, scans)
     finally:
         pool.shutdown(cancel_futures=True)
     return dict(scans), unreadable
@@ -229,10 +333,15 @@ def _write_set(
     out: pathlib.Path,
     splits: dict[str, builder.Split],
     facts: dict,
-    on_written: Callable[[], None],
+    on_written: Callable[..., None],
+    shards_by: Callable | None,
 ) -> None:
     writer = builder.DeepfakeFaces(
-        data_dir=os.fspath(out), splits=splits, facts=facts, on_written=on_written
+        data_dir=os.fspath(out),
+        splits=splits,
+        facts=facts,
+        on_written=on_written,
+        write_shards=shards_by and shards_by(on_written),
     )
     try:
         writer.write()

@@ -7,16 +7,23 @@ import csv
 import functools
 import glob
 import os
-from collections.abc import Sequence
-from typing import Protocol
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
+from input_pipeline import listing, mixtures
 from input_pipeline.cli import UserError
 
 SPLITS = ("Train", "Validation", "Test")
+_ALSO_CALLED = {"Val": "Validation", "Valid": "Validation", "Training": "Train", "Testing": "Test"}
 CLASSES = ("Fake", "Real")  # the position is the label: 0 fake, 1 real
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+_CLASS_CALLED = {
+    **dict.fromkeys(("fake", "fakes", "deepfake", "deepfakes", "manipulated", "synthetic"), "Fake"),
+    **dict.fromkeys(("ai", "aigenerated", "generated", "tampered", "forged"), "Fake"),
+    **dict.fromkeys(("real", "reals", "original", "originals", "authentic", "pristine"), "Real"),
+}
 LAYOUT = "{Train,Validation,Test}/{Fake,Real}/*.jpg"
 
 
@@ -54,11 +61,15 @@ class FileSource:
         labels: Sequence[int] | None = None,
         ids: Sequence[str] | None = None,
         groups_file: str | None = None,
+        sources_file: str | None = None,
+        passed_over: Mapping[str, int] | None = None,
     ):
         self._paths = [os.fspath(path) for path in paths]
         self.labels = np.asarray([-1] * len(self) if labels is None else labels, np.int32)
         self.ids = self._paths if ids is None else list(ids)
         self._groups_file = groups_file
+        self._sources_file = sources_file
+        self.passed_over = dict(passed_over or {})  # files that are no pictures, by ending
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -77,6 +88,11 @@ class FileSource:
             return data
         finally:
             os.close(descriptor)
+
+    def part(self, positions: Sequence[int]) -> "FileSource":
+        """Some of its pictures, without groups: little to send to another process."""
+        paths, ids = ([all_[i] for i in positions] for all_ in (self._paths, self.ids))
+        return FileSource(paths, self.labels[list(positions)], ids)
 
     @functools.cached_property
     def groups(self) -> list[str] | None:
@@ -106,6 +122,33 @@ class FileSource:
             )
         return [group_of[name] for name in names]
 
+    @functools.cached_property
+    def columns(self) -> dict[str, list[str]]:
+        """What `sources.csv` says of every picture: {column: N values}; "" where it says nothing.
+
+        Raises UserError if the file names no picture of this source.
+        """
+        if self._sources_file is None:
+            return {}
+        with open(
+            self._sources_file, newline="", encoding="utf-8-sig", errors="surrogateescape"
+        ) as file:
+            rows = csv.DictReader(file)
+            if "file" not in (rows.fieldnames or ()):
+                raise UserError(
+                    f"{self._sources_file}: expected a column file (as Real/real_0.jpg); "
+                    f"found {','.join(rows.fieldnames or ()) or 'an empty file'}"
+                )
+            by_name = {_in_class(row["file"] or ""): row for row in rows}
+            names = [name for name in rows.fieldnames or () if name != "file"]
+        found = [by_name.get(_in_class(i), {}) for i in self.ids]
+        if not any(found):
+            raise UserError(
+                f"{self._sources_file}: names none of the {len(self)} pictures; expected their"
+                " class and name, as Real/real_0.jpg"
+            )
+        return {name: [row.get(name) or "" for row in found] for name in names}
+
 
 class Subset:
     """Some pictures of another source, by their indices; without its groups."""
@@ -125,48 +168,63 @@ class Subset:
 
 
 def _in_class(path: str) -> str:
-    """CLASS/NAME, which is how groups.csv names a file; folders may be of any case."""
-    *_, folder, name = ["", *path.replace("\\", "/").split("/")]
-    return f"{folder.capitalize()}/{name}"
+    """CLASS/NAME, which is how groups.csv names a file; folders may be of any case.
+
+    NAME may have folders of its own, and one of them may be called like a class or a split.
+    """
+    *folders, name = path.replace("\\", "/").split("/")
+    classes = [i for i, folder in enumerate(folders) if folder.capitalize() in CLASSES]
+    below_a_split = [i for i in classes if i and _split_name(folders[i - 1]) in SPLITS]
+    at = next(iter(below_a_split or classes), len(folders) - 1)
+    return "/".join([*(f.capitalize() for f in folders[at : at + 1]), *folders[at + 1 :], name])
 
 
-def open_source(data_dir: str, split: str) -> Source:
+def open_source(data_dir: str, split: str, *, one_class: bool = False) -> Source:
     """The pictures of one split.
 
     Args:
         data_dir: a folder laid out as LAYOUT (any case; inside one top folder of an archive too), a
-            folder written by `input_pipeline.prepare`, or "" for the demo set.
+            folder written by `input_pipeline.prepare`, "" or "demo" for the demo set, or several of
+            these with commas between them, see `mixtures.of`.
         split: one of SPLITS, in any case.
+        one_class: accept a folder with Fake or Real alone.
 
     Raises:
         UserError: the folder or the split is missing or empty, or holds one class only.
     """
+    if mixtures.is_mixture(data_dir):
+        one = functools.partial(open_source, one_class=True)
+        return mixtures.of(data_dir, split.capitalize(), has_split, one)
     data_dir = _data_folder(data_dir)
     if _is_prepared(data_dir):
-        from input_pipeline.tfds_source import TfdsSource  # only this branch pays for tfds' import
+        from input_pipeline.prepared.source import (
+            TfdsSource,  # only this branch pays for tfds' import
+        )
 
-        return TfdsSource(data_dir, split)
+        return TfdsSource(data_dir, split, one_class)
     splits = _split_folders(data_dir)
     if split.capitalize() not in splits:
         raise UserError(
             f"data folder {data_dir}: no {split.capitalize()} folder (found: "
             f"{', '.join(_visible_folders(data_dir)) or 'no folder'}); expected {LAYOUT}"
         )
-    return _folder_source(data_dir, splits[split.capitalize()])
+    return _folder_source(data_dir, splits[split.capitalize()], one_class)
 
 
 def has_split(data_dir: str, split: str) -> bool:
     """Whether `open_source` would find a folder for this split. Raises UserError as it does."""
+    if mixtures.is_mixture(data_dir):
+        return any(has_split(path, split) for path in mixtures.paths(data_dir))
     data_dir = _data_folder(data_dir)
     if _is_prepared(data_dir):
-        from input_pipeline.tfds_source import TfdsSource
+        from input_pipeline.prepared.source import TfdsSource
 
         return TfdsSource.has_split(data_dir, split)
     return split.capitalize() in _split_folders(data_dir)
 
 
 def _data_folder(data_dir: str) -> str:
-    if not data_dir:
+    if not data_dir or (data_dir == "demo" and not os.path.isdir(data_dir)):
         from input_pipeline.demo import ensure_demo
 
         return os.fspath(ensure_demo())
@@ -197,40 +255,76 @@ def _split_folders(data_dir: str) -> dict[str, str]:
     return below[0] if below else {}
 
 
-def _folder_source(data_dir: str, split_folder: str) -> FileSource:
-    classes = _named_folders(split_folder, CLASSES)
+def _folder_source(data_dir: str, split_folder: str, one_class: bool) -> FileSource:
+    classes = _class_folders(split_folder)
+    passed_over = listing.PassedOver()
+    of_class = {name: listing.pictures(folder, passed_over) for name, folder in classes.items()}
+    enough = one_class and any(of_class.values())
     paths, labels = [], []
     for label, name in enumerate(CLASSES):
-        if name not in classes:
-            raise UserError(f"{split_folder}: no {name} folder; expected one folder Fake, one Real")
-        files = _pictures(classes[name])
-        if not files:
+        if name not in classes and not enough:
             raise UserError(
-                f"{classes[name]}: no pictures; expected files named *{', *'.join(EXTENSIONS)}"
+                f"{split_folder}: no {name} folder (found:"
+                f" {', '.join(_visible_folders(split_folder)) or 'no folder'});"
+                " expected one folder Fake, one Real"
+            )
+        files = of_class.get(name, [])
+        if not files and not enough:
+            raise UserError(
+                f"{classes[name]}: no pictures; expected files named"
+                f" *{', *'.join(listing.EXTENSIONS)}{_after(listing.describe(passed_over))}"
             )
         paths += files
         labels += [label] * len(files)
-    groups = os.path.join(split_folder, "groups.csv")
+    groups, of_sources = (os.path.join(split_folder, f"{n}.csv") for n in ("groups", "sources"))
     prefix = len(os.path.join(data_dir, ""))
     return FileSource(
         paths,
         labels,
         ids=[path[prefix:].replace(os.sep, "/") for path in paths],
         groups_file=groups if os.path.exists(groups) else None,
+        sources_file=of_sources if os.path.exists(of_sources) else None,
+        passed_over=passed_over,
     )
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file of this name is taken for a picture."""
-    # "._photo.jpg" is what macOS leaves beside "photo.jpg" in an archive.
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+def _class_folders(split_folder: str) -> dict[str, str]:
+    """{"Fake": path, "Real": path} as far as there are such folders, under any name in use.
+
+    Raises UserError for two folders of one class: they might be classes of something else.
+    """
+    found: dict[str, str] = {}
+    for spelled in _visible_folders(split_folder):
+        words = re.sub(r"^[01][_\- ]", "", spelled.lower())
+        name = _CLASS_CALLED.get(re.sub(r"[_\- ]", "", words))
+        if name is None:
+            continue
+        if name in found:
+            raise UserError(
+                f"{split_folder}: both {os.path.basename(found[name])} and {spelled};"
+                f" expected one folder {name}"
+            )
+        found[name] = os.path.join(split_folder, spelled)
+    return found
 
 
-def _pictures(folder: str) -> list[str]:
-    """The picture files of one folder, sorted by name: 190,000 in half a second."""
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if is_picture(entry.name) and entry.is_file()]
-    return [os.path.join(folder, name) for name in sorted(names)]
+def found(source: Source) -> dict[str, Any]:
+    """{"fake": n, "real": n, "passed_over": {ending: n}}: what a source holds, as JSON values."""
+    fake, real = (int((np.asarray(source.labels) == label).sum()) for label in (0, 1))
+    return {"fake": fake, "real": real, "passed_over": getattr(source, "passed_over", {})}
+
+
+def describe(source: Source) -> str:
+    """ "40 pictures (20 fake, 20 real); 3 files passed over: 3 .txt"."""
+    counts = found(source)
+    return (
+        f"{len(source):,} pictures ({counts['fake']:,} fake, {counts['real']:,} real)"
+        f"{_after(listing.describe(counts['passed_over']))}"
+    )
+
+
+def _after(text: str) -> str:
+    return f"; {text}" if text else ""
 
 
 def _visible_folders(folder: str) -> list[str]:
@@ -242,15 +336,20 @@ def _visible_folders(folder: str) -> list[str]:
         )
 
 
+def _split_name(folder: str) -> str:
+    return _ALSO_CALLED.get(folder.capitalize(), folder.capitalize())
+
+
 def _named_folders(folder: str, names: Sequence[str]) -> dict[str, str]:
-    """Those sub-folders called one of `names` in any case, under the spelling of `names`."""
+    """The sub-folders called one of `names`, in any case or a usual short form, by that name."""
     found: dict[str, str] = {}
-    for name in _visible_folders(folder):
-        if name.capitalize() in names:
-            if name.capitalize() in found:
+    for spelled in _visible_folders(folder):
+        name = _split_name(spelled)
+        if name in names:
+            if name in found:
                 raise UserError(
-                    f"{folder}: both {os.path.basename(found[name.capitalize()])} and {name}; "
-                    f"expected one folder {name.capitalize()}"
+                    f"{folder}: both {os.path.basename(found[name])} and {spelled};"
+                    f" expected one folder {name}"
                 )
-            found[name.capitalize()] = os.path.join(folder, name)
+            found[name] = os.path.join(folder, spelled)
     return found

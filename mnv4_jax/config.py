@@ -1,6 +1,7 @@
 """From the command line to a config that makes sense, or one line that says why not."""
 
 import difflib
+import functools
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ _CHOICES = {
     "data.crop": ("native", "resize"),
     "model.batch_norm": ("global", "local"),
     "model.dtype": ("auto", "float32", "bfloat16", "float64"),
+    "train.adversary.method": ("none", "fgsm", "pgd", "trades"),
     "gabor.mode": ("none", "enhance", "concat"),
     "gabor.response": ("real", "magnitude"),
 }
@@ -33,6 +35,11 @@ _AT_LEAST = {
     "train.weight_decay": 0,
     "train.clip_norm": 0,
     "train.max_bad_steps": 1,
+    "train.adversary.budget": 0,
+    "train.adversary.steps": 1,
+    "train.adversary.step_size": 0,
+    "train.adversary.weight": 0,
+    "train.adversary.warmup_epochs": 0,
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 1,
     "augment.brightness": 0,
@@ -42,6 +49,7 @@ _AT_LEAST = {
     "augment.noise": 0,
 }
 _SHARES = (
+    "data.blended",
     "data.jpeg_prob",
     "data.downscale_prob",
     "model.drop_rate",
@@ -49,6 +57,7 @@ _SHARES = (
     "augment.flip",
     "augment.erase",
     "train.label_smoothing",
+    "train.adversary.share",
     "train.ema_decay",
 )
 
@@ -104,11 +113,13 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues) -> ConfigDic
 
 def fields(config: ConfigDict) -> dict[str, object]:
     """{"train.epochs": its value, …}"""
-    return {
-        f"{section}.{name}" if isinstance(values, ConfigDict) else section: value
-        for section, values in config.items()
-        for name, value in (values.items() if isinstance(values, ConfigDict) else [("", values)])
-    }
+    found = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            found |= {f"{name}.{below}": v for below, v in fields(value).items()}
+        else:
+            found[name] = value
+    return found
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -139,13 +150,31 @@ def check(config: ConfigDict) -> None:
     for field, least in _AT_LEAST.items():
         if not (_get(config, field) >= least and math.isfinite(_get(config, field))):
             raise UserError(f"config.{field}={_get(config, field)}: must be at least {least}")
-    for field, least, most in (("data.jpeg_quality", 1, 100), ("data.downscale", 0.01, 1)):
+    for field, least, most in (
+        ("data.jpeg_quality", 1, 100),
+        ("data.downscale", 0.01, 1),
+        ("data.zoom", 0.1, 10),
+    ):
         pair = _get(config, field)
         if not (_are_numbers(pair) and len(pair) == 2 and least <= pair[0] <= pair[1] <= most):
             raise UserError(
                 f"config.{field}={pair!r}: must be two numbers from {least} to {most},"
                 " the lower first"
             )
+    weights = config.data.weights
+    if not _are_numbers(weights) or any(w < 0 for w in weights) or (weights and not any(weights)):
+        raise UserError(
+            f"config.data.weights={weights!r}: must be numbers from 0, one a set, or ()"
+        )
+    if not 0 < config.train.layer_decay <= 1:
+        raise UserError(
+            f"config.train.layer_decay={config.train.layer_decay}: must be above 0, at most 1"
+        )
+    trainable = config.train.trainable
+    if not isinstance(trainable, tuple) or not all(isinstance(x, str) and x for x in trainable):
+        raise UserError(
+            f"config.train.trainable={trainable!r}: must be parts of names, like ('norm', 'head')"
+        )
     wavelengths = config.gabor.wavelengths
     if not (_are_numbers(wavelengths) and wavelengths and min(wavelengths) > 0):
         raise UserError(f"config.gabor.wavelengths={wavelengths!r}: must be px, like (2.5, 4.0)")
@@ -180,5 +209,4 @@ def _are_numbers(values) -> bool:
 
 
 def _get(config: ConfigDict, field: str):
-    section, name = field.split(".")
-    return config[section][name]
+    return functools.reduce(lambda section, name: section[name], field.split("."), config)

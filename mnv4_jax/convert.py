@@ -1,4 +1,4 @@
-"""Carries a detector into another world, or weights into this one.
+"""Exports a detector, or imports weights.
 
 python -m mnv4_jax.convert --checkpoint=DIR --to=torch --out=model.safetensors
 python -m mnv4_jax.convert --checkpoint=DIR --to=onnx --out=model.onnx
@@ -22,7 +22,8 @@ from safetensors.numpy import save
 from configs import small
 from input_pipeline import cli
 from input_pipeline.cli import UserError
-from mnv4_jax import checkpoint, exchange, scoring
+from mnv4_jax.detector import saved, scoring
+from mnv4_jax.export import timm_keys
 from mnv4_jax.models import classifier
 
 
@@ -32,37 +33,50 @@ def main() -> None:
         folder = import_weights(args.weights, args.out)
         print(f"wrote {folder}: start from it with --config.model.init_from={args.out}")
         return
-    loaded = checkpoint.load(args.checkpoint, raw=args.raw)
+    loaded = saved.load(args.checkpoint, raw=args.raw)
     out = pathlib.Path(args.out).expanduser()
     if args.to == "torch":
         contents = to_torch(loaded)
         write(out, contents)
         print(f"wrote {out} ({len(contents) / 2**20:.1f} MiB)")
     elif args.to == "stablehlo":
-        from mnv4_jax import export
+        from mnv4_jax.export import stablehlo
 
-        contents = export.stablehlo(loaded, pixels=args.input)
+        contents = stablehlo.stablehlo(loaded, pixels=args.input)
         write(out, contents)
-        print(f"wrote {out} ({len(contents) / 2**20:.1f} MiB) for {', '.join(export.PLATFORMS)}")
+        print(f"wrote {out} ({len(contents) / 2**20:.1f} MiB) for {', '.join(stablehlo.PLATFORMS)}")
     else:
-        from mnv4_jax import export_onnx
+        from mnv4_jax.export import onnx as onnx_export
 
-        contents = export_onnx.export(to_torch(loaded), pixels=args.input)
+        contents = onnx_export.export(to_torch(loaded), pixels=args.input)
         if args.quantize:
-            quantized = export_onnx.quantize(contents, loaded.config, args.calibration_data)
-            export_onnx.print_accuracy_lost(
-                contents, quantized, loaded.config, args.calibration_data
+            data = args.calibration_data
+            if args.quantize == "int8":
+                smaller = onnx_export.quantize(contents, loaded.config, data)
+            else:
+                smaller = onnx_export.float16(contents)
+            lost = data and onnx_export.print_accuracy_lost(
+                contents, smaller, loaded.config, data, form=args.quantize
             )
-            contents = quantized
+            if lost and not args.force:
+                raise UserError(
+                    f"--quantize={args.quantize} loses {lost}: nothing was written; --force writes"
+                    " it all the same"
+                )
+            contents = smaller
         write(out, contents)
-        print(f"wrote {out} ({len(contents) / 2**20:.1f} MiB), opset {export_onnx.OPSET}")
+        print(f"wrote {out} ({len(contents) / 2**20:.1f} MiB), opset {onnx_export.OPSET}")
 
 
 def parse(argv: Sequence[str]):
     parser = cli.ArgumentParser(
         prog="python -m mnv4_jax.convert", description=__doc__.split("\n", 1)[0]
     )
-    parser.add_argument("--checkpoint", metavar="DIR", help="a workdir, or one checkpoint in it")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        help="a workdir, or one checkpoint in it; default: the detector in the box",
+    )
     parser.add_argument("--to", choices=("torch", "onnx", "stablehlo"))
     parser.add_argument("--raw", action="store_true", help="weights as trained, not averaged")
     parser.add_argument(
@@ -71,7 +85,14 @@ def parse(argv: Sequence[str]):
         default="uint8",
         help="pixels that onnx and stablehlo take: 0 to 255 (default), or 0 to 1",
     )
-    parser.add_argument("--quantize", choices=("int8",), help="of onnx; needs --calibration_data")
+    parser.add_argument(
+        "--quantize",
+        choices=("int8", "float16"),
+        help="of onnx, a smaller file; int8 needs --calibration_data",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="write it even if --quantize loses too much"
+    )
     parser.add_argument(
         "--calibration_data",
         metavar="DIR",
@@ -82,33 +103,36 @@ def parse(argv: Sequence[str]):
     parser.add_argument("--weights", help="of timm: .safetensors, .pth or hf:OWNER/REPOSITORY")
     parser.add_argument("--out", required=True, help="the file to write; with --from, a folder")
     args = parser.parse_args(argv)
-    if bool(args.source) == bool(args.checkpoint):
-        parser.error("one of --checkpoint=DIR and --from=timm must be given")
+    if args.source and args.checkpoint:
+        parser.error("--checkpoint=DIR and --from=timm exclude each other")
     for flag, value, goes_with in (
-        ("--to", args.to, args.checkpoint),
+        ("--to", args.to, not args.source),
         ("--weights", args.weights, args.source),
     ):
         if bool(value) != bool(goes_with):
-            other = "--checkpoint" if flag == "--to" else "--from"
+            other = "a detector to export" if flag == "--to" else "--from"
             parser.error(f"{flag} is {'missing' if goes_with else f'of no use without {other}'}")
     if args.quantize and args.to != "onnx":
         parser.error("--quantize is of --to=onnx alone")
-    if bool(args.quantize) != bool(args.calibration_data):
+    if (args.quantize == "int8" and not args.calibration_data) or (
+        args.calibration_data and not args.quantize
+    ):
         parser.error("--quantize=int8 and --calibration_data=DIR go together")
     return args
 
 
-def to_torch(loaded: checkpoint.Checkpoint) -> bytes:
+def to_torch(loaded: saved.Checkpoint) -> bytes:
     """A safetensors file that timm, `models/torch_module.py` and `import_weights` read.
 
     Its header holds, as JSON texts: "model", "labels", "normalisation", "image_size" (px, of
     evaluation), "gabor", "calibration", "step" and the whole "config".
     """
     config = loaded.config
+    mean, std = loaded.model.normalisation
     header = {
         "model": config.model.name,
         "labels": loaded.labels,
-        "normalisation": {"mean": classifier.MEAN, "std": classifier.STD},
+        "normalisation": {"mean": mean, "std": std},
         "image_size": scoring.evaluation_config(config.data).eval_image_size,
         "gabor": json.loads(config.gabor.to_json_best_effort()),
         "calibration": loaded.calibration,
@@ -116,7 +140,7 @@ def to_torch(loaded: checkpoint.Checkpoint) -> bytes:
         "config": json.loads(config.to_json_best_effort()),
     }
     metadata = {"format": "pt"} | {key: json.dumps(value) for key, value in header.items()}
-    return _in_order(save(exchange.to_timm(loaded.model), metadata))
+    return _in_order(save(timm_keys.to_timm(loaded.model), metadata))
 
 
 def _in_order(contents: bytes) -> bytes:
@@ -146,19 +170,19 @@ def import_weights(weights: str, out: str | os.PathLike) -> pathlib.Path:
         raise UserError(f"--out={out}: holds checkpoints already; name another folder")
     tensors, header = read(weights)
     if "config" in header:
-        config = checkpoint.as_config(header["config"])
+        config = saved.as_config(header["config"])
     else:
         config = small.get_config()
         config.gabor.mode = "none"
-        config.model.name = exchange.find_variant(config, tensors)
-        if exchange.has_other_head(tensors):
+        config.model.name = timm_keys.find_variant(config, tensors)
+        if timm_keys.has_other_head(tensors):
             classes = len(tensors["classifier.weight"])
             print(f"the head has {classes} classes: it starts fresh with {len(classifier.LABELS)}")
     model = classifier.build(config, seed=config.seed)
-    imported = exchange.from_timm(model, tensors, new_head="config" not in header)
-    folder = checkpoint.write_initial(out, config, imported)
+    imported = timm_keys.from_timm(model, tensors, new_head="config" not in header)
+    folder = saved.write_initial(out, config, imported)
     if header.get("calibration"):
-        checkpoint.save_calibration(folder, header["calibration"])
+        saved.save_calibration(folder, header["calibration"])
     return pathlib.Path(folder)
 
 

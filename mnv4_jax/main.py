@@ -11,12 +11,12 @@ import threading
 from absl import flags
 
 from input_pipeline.cli import UserError, run
-from mnv4_jax import compilation_cache, host_memory, sharding
 from mnv4_jax.config import parse_flags
 from mnv4_jax.ops import kernels
+from mnv4_jax.runtime import compilation_cache, memory, processes
 
 flags.DEFINE_string("workdir", None, "where checkpoints, metrics and curves go")
-sharding.define_flags()
+processes.define_flags()
 
 
 def main() -> int:
@@ -27,18 +27,18 @@ def main() -> int:
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing: where results go, like --workdir=runs/small")
     compilation_cache.enable()
-    host_memory.keep_freed()
-    if not host_memory.has_accelerator():
+    memory.keep_freed()
+    if not memory.has_accelerator():
         # On a machine's first run the C++ is compiled while Python imports.
         threading.Thread(target=kernels.prepare, daemon=True).start()
-    sharding.initialize_from(flags.FLAGS)
+    processes.initialize_from(flags.FLAGS)
 
-    sharding.log_to(flags.FLAGS.workdir)
-    from mnv4_jax import train
+    processes.log_to(flags.FLAGS.workdir)
+    from mnv4_jax.training import loop
 
-    return train.run(config, flags.FLAGS.workdir)
+    return loop.run(config, flags.FLAGS.workdir)
 
 
 if __name__ == "__main__":
-    with sharding.prompt_exit():
+    with processes.exit_promptly():
         run(main)

@@ -27,7 +27,7 @@ def image_sets() -> pathlib.Path:
     return pathlib.Path(root)
 
 
-def _draw(path: pathlib.Path, rng: np.random.Generator, *, fake: bool, size_px: int = 48) -> None:
+def _draw(path: pathlib.Path, rng: np.random.Generator, *, fake: bool, size_px: int = 64) -> None:
     """A smooth random picture; a fake one has a fine checkerboard over it."""
     small = rng.integers(60, 200, (6, 6, 3), dtype=np.uint8)
     pixels = cv2.resize(small, (size_px, size_px), interpolation=cv2.INTER_CUBIC).astype(float)
@@ -39,7 +39,7 @@ def _draw(path: pathlib.Path, rng: np.random.Generator, *, fake: bool, size_px: 
 
 @pytest.fixture(scope="session")
 def picture_folder(tmp_path_factory) -> pathlib.Path:
-    """A Kaggle-layout folder of 48 px PNGs: 48 for training, 16 each for validation and test."""
+    """A Kaggle-layout folder of 64 px PNGs: 48 for training, 16 each for validation and test."""
     root = tmp_path_factory.mktemp("pictures") / "Dataset"
     rng = np.random.default_rng(0)
     for split, each in (("Train", 24), ("Validation", 8), ("Test", 8)):
@@ -53,3 +53,16 @@ def picture_folder(tmp_path_factory) -> pathlib.Path:
 def compiled(tmp_path_factory) -> pathlib.Path:
     """A folder of compiled programs that the processes which tests start share."""
     return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="session")
+def cluster(compiled):
+    """The address of a Ray of this machine that tests share: two CPUs, no dashboard, no usage
+    statistics."""
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    from input_pipeline import engine
+
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compiled)
+    os.environ["PYTHONPATH"] = str(pathlib.Path(__file__).parent.parent)
+    with engine.running(None, cpus=2, object_store_bytes=200 << 20) as ray:
+        yield ray.get_runtime_context().gcs_address

@@ -84,6 +84,45 @@ def test_preempted_twice_on_two_shapes_sees_the_same_batches(start, uninterrupte
     assert seen[first + 1] == pytest.approx(expected[first + 1], rel=1e-6)  # another shape
 
 
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_process_whose_peer_is_killed_leaves_with_the_status_for_again(start, tmp_path, victim):
+    with start(tmp_path, fields=FIELDS | {"train.steps": 500}, processes=2, devices=2) as run:
+        run.wait_for_step(3)
+        run.send(signal.SIGKILL, victim)
+        statuses = run.wait(expected=None)
+        output = run.output()
+    assert statuses[victim] == -signal.SIGKILL
+    # Where JAX's own watch is quicker than the failed computation, it aborts the process.
+    assert statuses[1 - victim] in (75, -signal.SIGABRT)
+    if statuses[1 - victim] == 75:
+        assert "error: lost its peers: " in output
+        assert "run the same command to go on" in output
+
+
+def test_several_processes_stop_in_the_middle_of_an_evaluation(
+    uneven_folder, compiled, uninterrupted, tmp_path
+):
+    """Validation is made long enough that SIGTERM, sent as it begins, comes before its end."""
+    data = shutil.copytree(uneven_folder, tmp_path / "Dataset")
+    for folder in (data / "Validation").iterdir():
+        for file in list(folder.iterdir()):
+            for i in range(400):
+                (folder / f"{file.stem}_{i}{file.suffix}").hardlink_to(file)
+    fields = FIELDS | {"train.steps": 7}
+    workdir = tmp_path / "run"
+    with Run(workdir, data, compiled, overrides=fields, processes=2, devices=2) as run:
+        assert stop_at(run, 7, process=1) == 7
+    splits = [line["split"] for line in read_lines(workdir / "metrics.jsonl")]
+    assert set(splits) == {"train"}
+    with Run(workdir, data, compiled, overrides=fields, processes=2, devices=2) as run:
+        run.wait()
+    lines = read_lines(workdir / "metrics.jsonl")
+    counts = [(m["split"], m["n"]) for m in lines if m["split"] != "train"]
+    assert counts == [("validation", 13 * 401), ("test", 16)]
+    expected = losses(uninterrupted)
+    assert losses(workdir)[1] == pytest.approx(expected[1], rel=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_four_two_one_and_four_processes_agree_in_float64(start, tmp_path):

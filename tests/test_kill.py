@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from mnv4_jax import checkpoint
+from mnv4_jax.detector import saved
 from tests.processes import Run, checkpoint_steps, digests, losses
 
 EVERY = 5
@@ -60,6 +60,6 @@ def test_killed_at_random_moments_ends_as_if_it_had_not_been(
         assert run.resumed_from() == committed
     assert digests(killed) == digests(undisturbed)
     assert losses(killed) == losses(undisturbed)
-    one, other = (checkpoint.load(w, raw=True) for w in (undisturbed, killed))
+    one, other = (saved.load(w, raw=True) for w in (undisturbed, killed))
     assert one.step == other.step == steps
     jax.tree.map(np.testing.assert_array_equal, one.weights, other.weights)

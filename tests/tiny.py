@@ -1,5 +1,7 @@
 """The shipped experiment, shrunk."""
 
+import numpy as np
+
 from configs import small
 from tests import small_net  # noqa: F401  registers its network
 
@@ -18,3 +20,13 @@ def four_block_config(**overrides):
     """`tiny_config` with a network of four blocks, which compiles in seconds: for what does not
     depend on the network."""
     return tiny_config(**{"model.name": "small_net", **overrides})
+
+
+def random_batch(batch_size=8, size=32):
+    """A batch as a training step takes it, of noise."""
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (batch_size, size, size, 3), np.uint8),
+        "label": rng.integers(0, 2, batch_size).astype(np.int32),
+        "position": np.arange(batch_size, dtype=np.uint32),
+    }

@@ -1,4 +1,4 @@
-"""The whole detector: pixels in [0, 1] to two logits. Normalise, filter, MobileNetV4."""
+"""The whole detector: pixels in [0, 1] to two logits. Normalise, filter, backbone."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,10 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from mnv4_jax.models import backbones
 from mnv4_jax.models.gabor import GaborBank
-from mnv4_jax.models.mobilenetv4 import VARIANTS, MobileNetV4
 
 LABELS = ("fake", "real")  # logits[:, 0] is fake
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of pixels in [0, 1]
-STD = (0.229, 0.224, 0.225)
 
 
 def build(config: ConfigDict, *, seed: int) -> "Classifier":
@@ -42,20 +40,16 @@ class Classifier(nnx.Module):
     """nnx.Param and nnx.BatchStat hold every array, so `nnx.split` by them leaves nothing over."""
 
     def __init__(self, config: ConfigDict, *, rng: np.random.Generator):
-        model, dtype = config.model, param_dtype(config)
-        if model.name not in VARIANTS:
-            raise ValueError(f"model.name={model.name!r}: must be one of {', '.join(VARIANTS)}")
+        dtype = param_dtype(config)
+        backbones.check(config.model.name)
+        self.normalisation = backbones.normalisation(config.model.name)
         self.dtype = compute_dtype(config)
         filtered = config.gabor.mode != "none"
         self.gabor = GaborBank(config.gabor, dtype=dtype) if filtered else None
-        self.backbone = MobileNetV4(
-            VARIANTS[model.name],
+        self.backbone = backbones.make(
+            config,
             inputs=3 + (self.gabor.channels if self.gabor else 0),
             classes=len(LABELS),
-            drop_rate=model.drop_rate,
-            drop_path_rate=model.drop_path_rate,
-            zero_init_head=model.zero_init_head,
-            zero_init_residual=model.zero_init_residual,
             dtype=dtype,
             rng=rng,
         )
@@ -74,12 +68,13 @@ class Classifier(nnx.Module):
         return self.backbone(self.inputs(images), train=train, key=key)
 
     def features(self, images):
-        """[B, H, W, 3] in [0, 1] -> [B, h, w, C]: the last stage's output, in evaluation mode."""
+        """[B, H, W, 3] in [0, 1] -> what lies where the picture does, last, in evaluation mode: the
+        last stage's output [B, h, w, C], or a transformer's `Tokens`."""
         return self.backbone.features(self.inputs(images))
 
     def head(self, features):
-        """[B, h, w, C] of `features` -> [B, 2] logits."""
-        return self.backbone.head(features)
+        """What `features` gave -> [B, 2] logits."""
+        return self.backbone.classify(features)
 
     def inputs(self, images):
         """[B, H, W, 3] in [0, 1] -> [B, H, W, 3 + K] in the dtype of computation."""
@@ -88,7 +83,8 @@ class Classifier(nnx.Module):
             responses = gabor.gain * gabor.responses(images)
             if gabor.mode == "enhance":
                 images = images + jnp.mean(responses, axis=-1, keepdims=True)
-        x = (images - jnp.asarray(MEAN, images.dtype)) / jnp.asarray(STD, images.dtype)
+        mean, std = (jnp.asarray(values, images.dtype) for values in self.normalisation)
+        x = (images - mean) / std
         if gabor is not None and gabor.mode == "concat":
             x = jnp.concatenate([x, responses], axis=-1)
         return x.astype(self.dtype)

@@ -112,8 +112,8 @@ class Linear(nnx.Module):
 
 
 def drop_path(x, rate: float, key):
-    """Stochastic depth: zeroes whole examples of x [B, H, W, C] and scales the others up."""
-    kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1, 1))
+    """Stochastic depth: zeroes whole examples of x [B, ...] and scales the others up."""
+    kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], *[1] * (x.ndim - 1)))
     return jnp.where(kept, x / (1 - rate), 0)
 
 

@@ -1,7 +1,7 @@
 """MobileNetV4 (Qin et al. 2024, arXiv:2404.10518): every variant is a row of the table at the top.
 
 Block strings and attribute names are timm's, so that a parameter's path here and its key there say
-the same; `mnv4_jax/exchange.py` relies on it.
+the same; `mnv4_jax/export/timm_keys.py` relies on it.
 """
 
 import dataclasses
@@ -125,7 +125,7 @@ class MobileNetV4(nnx.Module):
 
         `key` feeds dropout and stochastic depth: in training it is needed where a rate is above 0.
         """
-        return self.head(self.features(x, train=train, key=key), train=train, key=key)
+        return self.classify(self.features(x, train=train, key=key), train=train, key=key)
 
     def features(self, x, *, train: bool = False, key=None):
         """[B, H, W, inputs] -> [B, H/32, W/32, C]: what the last stage puts out."""
@@ -140,7 +140,7 @@ class MobileNetV4(nnx.Module):
                 index += 1
         return x
 
-    def head(self, x, *, train: bool = False, key=None):
+    def classify(self, x, *, train: bool = False, key=None):
         """[B, h, w, C] features -> [B, classes] logits."""
         dtype = x.dtype
         x = jnp.mean(x.astype(jnp.promote_types(dtype, jnp.float32)), axis=(1, 2), keepdims=True)

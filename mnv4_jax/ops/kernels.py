@@ -5,6 +5,7 @@ kept under MNV4_CACHE (~/.cache/mnv4_jax). Without a compiler `available` says s
 takes the pure JAX forms: the same numbers to rounding, about half the speed.
 """
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -69,6 +70,10 @@ def _build() -> pathlib.Path:
     path = folder / f"{name}.so"
     with _BUILDING:
         if not path.exists():
+            if cache.why_not_writable(folder):  # for this process alone then
+                folder = pathlib.Path(tempfile.mkdtemp(prefix="mnv4_kernels_"))
+                atexit.register(shutil.rmtree, folder, ignore_errors=True)
+                path = folder / path.name
             _compile(compiler, path)
     return path
 

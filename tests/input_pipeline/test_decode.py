@@ -53,6 +53,38 @@ def test_sixteen_bits_are_scaled_not_cut(channels):
     _close(decode(data), np.rint(255 * expected).astype(np.uint8), tolerance=0)
 
 
+@pytest.mark.parametrize("format", ["TIFF", "GIF", "MPO", "AVIF"])
+def test_of_several_pages_or_frames_the_first_is_taken(format):
+    if format == "AVIF" and not decode_lib.HAS_AVIF:
+        pytest.skip("this Pillow reads no AVIF")
+    first, second = Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)
+    tolerance = {"TIFF": 0, "MPO": 24, "AVIF": 24, "GIF": 60}[format]
+    data = encoded(first, format, save_all=True, append_images=[second])
+    _close(decode(data), PIXELS, tolerance)
+
+
+def test_tiff_of_sixteen_bits_is_scaled_and_of_floats_refused():
+    deep = np.linspace(0, 65535, 40 * 30).reshape(40, 30).astype(np.uint16)
+    expected = np.rint(deep / 257).astype(np.uint8)[:, :, None].repeat(3, axis=2)
+    _close(decode(encoded(Image.fromarray(deep), "TIFF")), expected, tolerance=0)
+    with pytest.raises(DecodeError, match="mode F, whose range is not known"):
+        decode(encoded(Image.fromarray(deep.astype(np.float32)), "TIFF"))
+
+
+def test_heic_is_read_where_its_package_is():
+    data = bytes.fromhex("0000001c6674797068656963") + bytes(40)
+    if not decode_lib.HAS_HEIF:
+        with pytest.raises(DecodeError, match="install pillow-heif"):
+            decode(data)
+        return
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    _close(decode(encoded(Image.fromarray(PIXELS), "HEIF", quality=95)), PIXELS, tolerance=24)
+    with pytest.raises(DecodeError):
+        decode(data)
+
+
 @pytest.mark.parametrize("format", ["PNG", "WEBP"])
 def test_transparency_is_laid_over_white(format):
     alpha = np.zeros((48, 64), np.uint8)
@@ -65,7 +97,7 @@ def test_transparency_is_laid_over_white(format):
     _close(pixels, np.rint(PIXELS * share + 255 * (1 - share)).astype(np.uint8), tolerance=1)
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 10))
 def test_exif_rotation_as_pillow_does_it(format, orientation):
     exif = Image.Exif()
@@ -76,7 +108,7 @@ def test_exif_rotation_as_pillow_does_it(format, orientation):
     _close(decode(data), upright, tolerance=2)
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.95])
 def test_a_file_cut_short_is_an_error(format, kept):
     data = encoded(PIXELS if format != "GIF" else Image.fromarray(PIXELS).quantize(64), format)

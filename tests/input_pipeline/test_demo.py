@@ -13,7 +13,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from input_pipeline import cli, demo, portraits
+from input_pipeline import cli, demo
+from input_pipeline.demo_set import portraits
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,13 @@ def test_two_processes_that_draw_at_once_do_not_collide(tmp_path):
     files = sorted((tmp_path / demo.VERSION).glob("Train/*/*.jpg"))
     assert sorted(int(file.stem) for file in files) == list(range(60))
     assert all(cv2.imread(str(file)).shape == (128, 128, 3) for file in files)
+
+
+def test_where_it_cannot_be_kept_one_line_names_the_variable(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MNV4_CACHE", str(tmp_path / "file"))
+    with pytest.raises(cli.UserError, match=r"cannot be drawn in .*file \(.*\): set MNV4_CACHE"):
+        demo.ensure_demo()
 
 
 def test_a_drawing_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):

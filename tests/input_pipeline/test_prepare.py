@@ -10,12 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
 from tensorflow_datasets.core import shuffle
+from tensorflow_datasets.core.decode import DeserializeMethod
+from tensorflow_datasets.proto import tf_example_pb2
 
 from configs import small
-from input_pipeline import builder, prepare, sources
+from input_pipeline import demo, faces, prepare, sources
 from input_pipeline.batches import train_batches
 from input_pipeline.cli import UserError
+from input_pipeline.prepared import builder
+from tests.pictures import write_set
 
 LEAKED = "Train/Fake/5.jpg"  # the same bytes as Test/Real/0.jpg
 NEAR = "Train/Real/5.jpg"  # Validation/Real/0.jpg, compressed anew
@@ -92,6 +98,24 @@ def test_the_set_holds_the_folders_bytes_ids_labels_and_groups_in_its_order(fold
             assert ours.groups == [theirs.groups[i] for i in kept]
         else:
             assert ours.groups is None
+
+
+def test_every_record_holds_the_label_that_its_folder_says(whole):
+    """As TFDS gives it to any other reader: ours takes labels from the metadata."""
+    (info,) = whole.rglob("dataset_info.json")
+    named = tfds.builder_from_directory(info.parent)
+    assert named.info.features["label"].names == ["fake", "real"]
+    for split, count in (("train", 12), ("validation", 6), ("test", 6)):
+        records = [
+            tf_example_pb2.Example.FromString(record).features.feature
+            for record in named.as_data_source(
+                split, deserialize_method=DeserializeMethod.RAW_BYTES
+            )
+        ]
+        assert len(records) == count
+        for record in records:
+            folder = record["id"].bytes_list.value[0].decode().split("/")[1]
+            assert record["label"].int64_list.value[0] == {"Fake": 0, "Real": 1}[folder]
 
 
 def test_a_run_on_the_set_and_on_the_folder_sees_the_same_batches(folder, tmp_path):
@@ -200,7 +224,8 @@ def test_a_finished_set_is_left_alone_and_another_one_is_refused(folder, whole, 
 def test_a_run_killed_while_writing_starts_again_cleanly(folder, whole, tmp_path):
     killer = (
         "import os, signal, sys\n"
-        "from input_pipeline import builder, prepare\n"
+        "from input_pipeline import prepare\n"
+        "from input_pipeline.prepared import builder\n"
         "def write(self, write=builder.DeepfakeFaces.write):\n"
         "    written = iter(range(20))\n"
         "    self._on_written = lambda: next(written, None) is None and os.kill(os.getpid(), 9)\n"
@@ -284,3 +309,45 @@ def test_kaggle_takes_what_kagglehub_downloaded_or_says_that_it_is_missing(folde
     done = command("--source=kaggle", f"--out={tmp_path / 'none'}", PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "pip install -e '.[kaggle]'" in done.stderr
+
+
+def test_faces_are_cut_out_once_and_those_without_are_listed(tmp_path):
+    source, out = tmp_path / "photos", tmp_path / "faces"
+    wall = np.full((300, 420, 3), 130, np.uint8)
+    for name, picture in (("wall.png", wall), ("two.jpg", wall.copy())):
+        (source / "Train" / "Real").mkdir(parents=True, exist_ok=True)
+        if name == "two.jpg":
+            picture[60:252, 20:212] = cv2.resize(demo.draw(7, 1)[0], (192, 192))
+            picture[90:186, 300:396] = cv2.resize(demo.draw(7, 1)[0], (96, 96))
+        cv2.imwrite(str(source / "Train" / "Real" / name), picture[..., ::-1])
+    flags = [f"--source={source}", f"--out={out}", "--faces"]
+    done = command(*flags)
+    assert "1 faces of 2 pictures" in done.stdout
+    assert (out / "no_face.txt").read_text() == "Train/Real/wall.png\tno face found\n"
+    (file,) = (out / "Train" / "Real").iterdir()
+    with Image.open(file) as face:
+        assert (face.size, face.format) == ((160, 160), "JPEG")
+        found = faces.FaceFinder()(np.asarray(face))
+    assert len(found) == 1 and found[0].box[2] > 0.75 * 160  # the larger one, all of it
+    file.write_bytes(b"kept")
+    command(*flags)
+    assert file.read_bytes() == b"kept"
+
+
+def test_what_was_found_and_passed_over_is_said(tmp_path, capsys):
+    root = write_set(tmp_path / "set", 2)
+    (tmp_path / "set/Train/Real/notes.txt").write_text("no picture")
+    assert run(f"--source={root}", f"--out={tmp_path / 'out'}") is None
+    said = capsys.readouterr().out
+    assert "Train: 4 pictures (2 fake, 2 real); 1 file passed over: 1 .txt\n" in said
+
+
+def test_a_copy_within_one_split_is_no_leak(tmp_path):
+    root = pathlib.Path(write_set(tmp_path / "set", 2, splits=("Train", "Test")))
+    shutil.copy(root / "Train/Fake/0.jpg", root / "Train/Fake/again.jpg")
+    shutil.copy(root / "Test/Real/0.jpg", root / "Train/Real/leaked.jpg")
+    run(f"--source={root}", f"--out={tmp_path / 'out'}", "--drop_leaks")
+    kept = sources.open_source(str(tmp_path / "out"), "Train").ids
+    assert {"Train/Fake/0.jpg", "Train/Fake/again.jpg"} <= set(kept)
+    assert "Train/Real/leaked.jpg" not in kept
+    assert report_of(tmp_path / "out")["within_splits"]["Train"]["exact_repeats"] == 1

@@ -71,6 +71,7 @@ def test_groups_come_from_the_file_beside_the_class_folders(tmp_path):
         (["Train/Fake/a.jpg"], r"Train: no Real folder"),
         (["Train/Fake/a.jpg", "Train/Real/a.txt"], r"Train/Real: no pictures; expected files"),
         (["Train/Fake/a.jpg", "train/Fake/a.jpg"], r"both Train and train"),
+        (["val/Fake/a.jpg", "valid/Fake/a.jpg"], r"both val and valid; expected one.*Validation"),
         (["a/Train/Fake/a.jpg", "b/Train/Fake/a.jpg"], r"2 image sets"),
         (["Train"], r"no Train folder"),
     ],
@@ -99,3 +100,13 @@ def test_a_list_of_files_has_unknown_labels(tmp_path):
     assert source.read(0).startswith(b"\xff\xd8")
     with pytest.raises(FileNotFoundError):
         source.read(1)
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [("val", "Validation"), ("Valid", "Validation"), ("training", "Train"), ("testing", "Test")],
+)
+def test_a_split_is_found_under_its_usual_other_names(tmp_path, folder, split):
+    root = write_set(tmp_path, splits=(folder,))
+    assert has_split(root, split)
+    assert len(open_source(root, split)) == 10

@@ -82,6 +82,18 @@ def test_crop_resize_trains_on_the_same_share_of_any_picture(side, of, draw):
     np.testing.assert_array_equal(out, expected)
 
 
+@pytest.mark.parametrize("shape", [(40, 60), (31, 40), (40, 31), (25, 27)])
+def test_evaluation_takes_the_very_middle(shape):
+    """What lies above and below, and left and right of it, differs by one pixel at most."""
+    pixels = np.zeros((*shape, 3), np.uint8)
+    pixels[:, :, 0], pixels[:, :, 1] = np.mgrid[: shape[0], : shape[1]]
+    out = _evaluate(pixels, Transform(size=24, shorter_px=64, crop="native"))
+    for axis, length in enumerate(shape):
+        before, after = int(out[0, 0, axis]), length - 1 - int(out[-1, -1, axis])
+        assert before == (length - 24) // 2
+        assert after - before == length % 2
+
+
 def test_evaluation_of_a_whole_picture_changes_nothing():
     pixels = smooth(48, 48)
     np.testing.assert_array_equal(
@@ -112,3 +124,19 @@ def test_the_picture_itself_is_not_touched():
     before = pixels.copy()
     _train(pixels, Transform(32, 64, "native", jpeg_prob=1, downscale_prob=1), np.zeros(8))
     np.testing.assert_array_equal(pixels, before)
+
+
+def test_zoom_changes_how_much_of_the_picture_a_crop_shows():
+    """On a ramp, the range of a crop is the side it was cut from."""
+    ramp = np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 200, axis=0).repeat(3, axis=2)
+    plain = Transform(size=64, shorter_px=80, crop="resize")
+    zoomed = Transform(size=64, shorter_px=80, crop="resize", zoom=(0.5, 1.25))
+    shown = {plain: [], zoomed: []}
+    for draws in np.random.default_rng(0).random((200, transforms.DRAWS)):
+        for transform, sides in shown.items():
+            out = np.empty((64, 64, 3), np.uint8)
+            transforms.train(ramp, transform, draws, out)
+            sides.append(int(out.max()) - int(out.min()) + 1)
+    assert np.ptp(shown[plain]) <= 3 and abs(np.mean(shown[plain]) - 160) < 4
+    assert abs(min(shown[zoomed]) - 80) < 8 and max(shown[zoomed]) >= 190
+    assert abs(np.mean(shown[zoomed]) - 0.875 * 160) < 12

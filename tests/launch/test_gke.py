@@ -5,7 +5,7 @@ import sys
 import pytest
 import yaml
 
-from mnv4_jax import preemption
+from mnv4_jax.runtime import preemption
 from tests.launch.stand_in import ROOT, StandIns
 
 FLAGS = ["--name=faces", "--image=registry/mnv4_jax:1", "--data_bucket=faces-data"]

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from input_pipeline import demo
-from mnv4_jax import calibration, checkpoint, predict, step
+from mnv4_jax.detector import saved
+from mnv4_jax.detector.detector import Detector
+from mnv4_jax.measure import calibration
+from mnv4_jax.models import weights as weights_lib
 from tests import small_net
 
 
@@ -43,9 +46,9 @@ def uncalibrated_run(tmp_path_factory) -> pathlib.Path:
     config = small_net.get_config()
     config.model.zero_init_head = False
     config.data.eval_image_size = 64
-    weights = step.fresh_weights(config)
+    weights = weights_lib.fresh_weights(config)
     workdir = tmp_path_factory.mktemp("run")
-    checkpoint.write_initial(workdir, config, weights)
+    saved.write_initial(workdir, config, weights)
     return workdir
 
 
@@ -54,10 +57,10 @@ def run(uncalibrated_run, portraits, tmp_path_factory) -> pathlib.Path:
     """The same, calibrated (on the very pictures it will be asked about)."""
     files = sorted((portraits / "Test").glob("*/[0-9]*.jpg"))
     labels = np.array([0 if file.parent.name == "Fake" else 1 for file in files])
-    p = predict.Detector(uncalibrated_run)(files)
+    p = Detector(uncalibrated_run)(files)
     logits = np.stack([np.log(p), np.log1p(-p)], axis=1)
     workdir = tmp_path_factory.mktemp("run")
-    loaded = checkpoint.load(uncalibrated_run)
-    folder = checkpoint.write_initial(workdir, loaded.config, loaded.weights)
-    checkpoint.save_calibration(folder, calibration.fit(logits, labels))
+    loaded = saved.load(uncalibrated_run)
+    folder = saved.write_initial(workdir, loaded.config, loaded.weights)
+    saved.save_calibration(folder, calibration.fit(logits, labels))
     return workdir

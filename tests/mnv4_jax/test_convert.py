@@ -7,15 +7,19 @@ import sys
 import jax
 import jax.export
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from PIL import Image
+from safetensors.numpy import load_file
 
 from input_pipeline.cli import UserError
-from mnv4_jax import checkpoint, convert, exchange
+from mnv4_jax import convert
+from mnv4_jax.detector import saved as saved_lib
+from mnv4_jax.export import timm_keys
 from mnv4_jax.models import classifier
 from tests.golden import formula
-from tests.mnv4_jax.test_exchange import checkpoint_of, jax_logits, with_formula_weights
+from tests.mnv4_jax.export.test_timm_keys import checkpoint_of, jax_logits, with_formula_weights
 
 TEMPERATURE = 1.7
 SIZE = 32
@@ -42,8 +46,8 @@ def expected(detector, pictures):
 def workdir(detector, tmp_path_factory):
     """A checkpoint of the detector on disk."""
     folder = tmp_path_factory.mktemp("run")
-    saved = checkpoint.write_initial(folder, detector.config, detector.weights)
-    checkpoint.save_calibration(saved, detector.calibration)
+    saved = saved_lib.write_initial(folder, detector.config, detector.weights)
+    saved_lib.save_calibration(saved, detector.calibration)
     return folder
 
 
@@ -66,28 +70,57 @@ def test_to_torch_and_back_gives_the_same_checkpoint(workdir, tmp_path, monkeypa
     run(monkeypatch, f"--checkpoint={workdir}", "--to=torch", f"--out={file}")
     run(monkeypatch, "--from=timm", f"--weights={file}", f"--out={back}")
     assert f"--config.model.init_from={back}" in capsys.readouterr().out
-    before, after = checkpoint.load(workdir), checkpoint.load(back)
+    before, after = saved_lib.load(workdir), saved_lib.load(back)
     assert convert.to_torch(before) == convert.to_torch(after)
     assert after.calibration == {"temperature": TEMPERATURE}
     with pytest.raises(UserError, match="holds checkpoints already"):
         run(monkeypatch, "--from=timm", f"--weights={file}", f"--out={back}")
 
 
+def test_raw_converts_the_weights_as_trained(detector, tmp_path, monkeypatch):
+    trained = jax.tree.map(lambda x: np.asarray(x) + 1, detector.weights)
+    items = saved_lib.to_save(
+        0, {"weights": trained, "ema": detector.weights}, saved_lib.make_meta(detector.config)
+    )
+    with ocp.CheckpointManager(tmp_path / "run" / "checkpoints") as manager:
+        manager.save(0, args=items)
+    kernels = []
+    for flags in ([], ["--raw"]):
+        file = tmp_path / f"model{len(flags)}.safetensors"
+        run(monkeypatch, f"--checkpoint={tmp_path / 'run'}", "--to=torch", f"--out={file}", *flags)
+        kernels.append(load_file(file)["conv_stem.weight"])
+    expected = timm_keys.to_timm(detector.model)["conv_stem.weight"]
+    np.testing.assert_array_equal(kernels[0], expected)
+    np.testing.assert_array_equal(kernels[1], expected + 1)
+
+
+def test_input_says_which_pixels_the_program_takes(
+    workdir, pictures, expected, tmp_path, monkeypatch
+):
+    file = tmp_path / "model.stablehlo"
+    flags = [f"--checkpoint={workdir}", "--to=stablehlo", f"--out={file}"]
+    run(monkeypatch, *flags, "--input=float32")  # uint8 is the default
+    program = jax.export.deserialize(file.read_bytes())
+    assert program.in_avals[0].dtype == np.float32
+    pixels = pictures.astype(np.float32) / 255
+    np.testing.assert_allclose(program.call(pixels), expected, atol=1e-4)
+
+
 def test_imagenet_weights_come_in_with_a_fresh_head_and_that_is_said(tmp_path, capsys):
     from safetensors.numpy import save_file
 
     _, model = with_formula_weights()
-    tensors = exchange.to_timm(model)
+    tensors = timm_keys.to_timm(model)
     tensors["classifier.weight"] = np.ones((1000, 1280), np.float32)
     tensors["classifier.bias"] = np.ones(1000, np.float32)
     tensors["bn1.num_batches_tracked"] = np.array(5)
     save_file(tensors, tmp_path / "imagenet.safetensors", {"format": "pt"})
     convert.import_weights(str(tmp_path / "imagenet.safetensors"), tmp_path / "run")
     assert capsys.readouterr().out == "the head has 1000 classes: it starts fresh with 2\n"
-    imported = checkpoint.load(tmp_path / "run")
+    imported = saved_lib.load(tmp_path / "run")
     assert imported.config.model.name == "mobilenetv4_conv_small_035"
     assert imported.config.gabor.mode == "none"
-    ours = exchange.to_timm(imported.model)
+    ours = timm_keys.to_timm(imported.model)
     assert ours["classifier.weight"].shape == (2, 1280)
     np.testing.assert_array_equal(ours["conv_head.weight"], tensors["conv_head.weight"])
 
@@ -96,7 +129,7 @@ def test_imagenet_weights_come_in_with_a_fresh_head_and_that_is_said(tmp_path, c
 def test_a_pth_file_is_read_as_weights_and_never_run(tmp_path):
     torch = pytest.importorskip("torch")
     _, model = with_formula_weights()
-    tensors = exchange.to_timm(model)
+    tensors = timm_keys.to_timm(model)
     state = {k: torch.tensor(v) for k, v in tensors.items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "model.pth")
     read, header = convert.read(str(tmp_path / "model.pth"))
@@ -118,9 +151,9 @@ def test_a_pth_file_is_read_as_weights_and_never_run(tmp_path):
 
 
 def test_stablehlo_runs_on_any_batch_with_jax_alone(detector, pictures, expected, tmp_path):
-    from mnv4_jax import export
+    from mnv4_jax.export import stablehlo
 
-    contents = export.stablehlo(detector)
+    contents = stablehlo.stablehlo(detector)
     program = jax.export.deserialize(contents)
     assert program.platforms == ("cpu", "cuda", "tpu")
     np.testing.assert_allclose(program.call(pictures), expected, atol=1e-4)
@@ -139,26 +172,75 @@ def test_stablehlo_runs_on_any_batch_with_jax_alone(detector, pictures, expected
     np.testing.assert_allclose([float(p) for p in printed.split()], expected[:2], atol=1e-4)
 
 
+@pytest.mark.onnx
+def test_quantize_and_input_say_what_onnx_is_written(workdir, tmp_path, monkeypatch, capsys):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    for split in ("Train", "Validation"):
+        for seed, name in enumerate(("Fake", "Real")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i, picture in enumerate(formula.pictures(2, SIZE, seed=seed)):
+                Image.fromarray(picture).save(tmp_path / split / name / f"{i}.png")
+    file = tmp_path / "int8.onnx"
+    int8 = ["--quantize=int8", f"--calibration_data={tmp_path}", "--input=float32"]
+    run(monkeypatch, f"--checkpoint={workdir}", "--to=onnx", *int8, f"--out={file}")
+    assert "accuracy on 4 Validation pictures" in capsys.readouterr().out
+    model = onnx.load(file)
+    assert "DequantizeLinear" in [node.op_type for node in model.graph.node]
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
+@pytest.mark.onnx
+def test_float16_is_half_as_large_and_close_and_a_loss_is_refused_unless_forced(
+    onnx_model, workdir, expected, pictures, tmp_path, monkeypatch, capsys
+):
+    from mnv4_jax.export import onnx as onnx_export
+
+    half = onnx_export.float16(onnx_model)
+    assert len(half) < 0.6 * len(onnx_model)
+    p_fake = onnx_export.run(onnx_export.make_session(half), pictures)
+    assert p_fake.dtype == np.float32
+    assert 1e-7 < np.abs(p_fake - expected).max() < 0.02
+
+    for seed, name in enumerate(("Fake", "Real")):
+        (tmp_path / "Validation" / name).mkdir(parents=True)
+        for i, picture in enumerate(formula.pictures(2, SIZE, seed=seed)):
+            Image.fromarray(picture).save(tmp_path / "Validation" / name / f"{i}.png")
+    file = tmp_path / "half.onnx"
+    flags = ["--to=onnx", "--quantize=float16", f"--calibration_data={tmp_path}", f"--out={file}"]
+    monkeypatch.setattr(onnx_export, "MOST_LOST", {"accuracy": -2.0})  # any loss is too much
+    run(monkeypatch, f"--checkpoint={workdir}", *flags)
+    assert "too few pictures to judge by" in capsys.readouterr().out
+    file.unlink()
+    monkeypatch.setattr(onnx_export, "_FEWEST_TO_JUDGE", 1)
+    with pytest.raises(UserError, match=r"float16 loses .* of accuracy .*: nothing was written"):
+        run(monkeypatch, f"--checkpoint={workdir}", *flags)
+    assert not file.exists()
+    run(monkeypatch, f"--checkpoint={workdir}", *flags, "--force")
+    assert file.read_bytes() == half
+
+
 @pytest.fixture(scope="module")
 def onnx_model(detector):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    from mnv4_jax import export_onnx
+    from mnv4_jax.export import onnx as onnx_export
 
-    return export_onnx.export(convert.to_torch(detector))
+    return onnx_export.export(convert.to_torch(detector))
 
 
 @pytest.mark.onnx
 def test_onnx_answers_the_same_for_any_batch_and_size(onnx_model, detector, pictures, expected):
-    from mnv4_jax import export_onnx
+    from mnv4_jax.export import onnx as onnx_export
 
-    session = export_onnx.make_session(onnx_model, threads=1)
-    p_fake = export_onnx.run(session, pictures)
+    session = onnx_export.make_session(onnx_model, threads=1)
+    p_fake = onnx_export.run(session, pictures)
     assert np.abs(p_fake - expected).max() <= 1e-4
     margin = TEMPERATURE * (np.log(p_fake) - np.log1p(-p_fake))
     logits = jax_logits(detector.model, pictures)
     assert np.abs(margin - (logits[:, 0] - logits[:, 1])).max() <= 1e-4
-    assert export_onnx.run(session, formula.pictures(1, 50)).shape == (1,)
+    assert onnx_export.run(session, formula.pictures(1, 50)).shape == (1,)
 
 
 @pytest.mark.onnx
@@ -178,12 +260,12 @@ def test_onnx_has_batch_norm_folded_in_and_no_path_of_this_machine(onnx_model):
 @pytest.mark.slow
 def test_onnx_takes_float_pixels_too(detector, pictures, expected):
     pytest.importorskip("onnxruntime")
-    from mnv4_jax import export_onnx
+    from mnv4_jax.export import onnx as onnx_export
 
-    model = export_onnx.export(convert.to_torch(detector), pixels="float32")
-    session = export_onnx.make_session(model, threads=1)
+    model = onnx_export.export(convert.to_torch(detector), pixels="float32")
+    session = onnx_export.make_session(model, threads=1)
     assert session.get_inputs()[0].type == "tensor(float)"
-    assert np.abs(export_onnx.run(session, pictures) - expected).max() <= 1e-4
+    assert np.abs(onnx_export.run(session, pictures) - expected).max() <= 1e-4
 
 
 @pytest.mark.onnx
@@ -192,7 +274,7 @@ def test_int8_stays_close_keeps_the_bank_in_float_and_says_what_it_costs(
 ):
     import onnx
 
-    from mnv4_jax import export_onnx
+    from mnv4_jax.export import onnx as onnx_export
 
     for split, name, seed in (
         ("Train", "Fake", 1), ("Train", "Real", 2), ("Validation", "Fake", 3),
@@ -202,9 +284,9 @@ def test_int8_stays_close_keeps_the_bank_in_float_and_says_what_it_costs(
         folder.mkdir(parents=True)
         for i, picture in enumerate(formula.pictures(4, SIZE, seed=seed)):
             Image.fromarray(picture).save(folder / f"{i}.png")
-    quantized = export_onnx.quantize(onnx_model, detector.config, str(tmp_path))
+    quantized = onnx_export.quantize(onnx_model, detector.config, str(tmp_path))
     assert len(quantized) < 0.5 * len(onnx_model)
-    p_fake = export_onnx.run(export_onnx.make_session(quantized), pictures)
+    p_fake = onnx_export.run(onnx_export.make_session(quantized), pictures)
     assert 1e-6 < np.abs(p_fake - expected).max() < 0.1
     for node in onnx.load_from_string(quantized).graph.node:
         if node.op_type == "Conv" and any("gabor.weight" in name for name in node.input):
@@ -212,12 +294,12 @@ def test_int8_stays_close_keeps_the_bank_in_float_and_says_what_it_costs(
             break
     else:
         pytest.fail("there is no Gabor convolution")
-    export_onnx.print_accuracy_lost(onnx_model, quantized, detector.config, str(tmp_path))
+    onnx_export.print_accuracy_lost(onnx_model, quantized, detector.config, str(tmp_path))
     said = capsys.readouterr().out
     float32, int8, lost = map(float, re.findall(r"[-+]?\d\.\d{4}", said))
     assert said.startswith("accuracy on 8 Validation pictures:")
     assert abs(lost - (float32 - int8)) < 1e-6
-    export_onnx.print_accuracy_lost(
+    onnx_export.print_accuracy_lost(
         onnx_model, quantized, detector.config, str(tmp_path / "Train" / "Fake")
     )
     assert "not measured" in capsys.readouterr().out
@@ -239,7 +321,7 @@ def test_nothing_but_its_own_paths_imports_torch(workdir, tmp_path):
         )
 
     assert convert_to("torch").returncode == 0
-    assert (tmp_path / "torch").read_bytes() == convert.to_torch(checkpoint.load(workdir))
+    assert (tmp_path / "torch").read_bytes() == convert.to_torch(saved_lib.load(workdir))
     refused = convert_to("onnx")
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
     assert "needs the extra `onnx`: pip install 'mnv4_jax[onnx]'" in refused.stderr
@@ -248,8 +330,8 @@ def test_nothing_but_its_own_paths_imports_torch(workdir, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--out=x"], "one of --checkpoint=DIR and --from=timm"),
-        (["--checkpoint=a", "--from=timm", "--out=x"], "one of --checkpoint=DIR and --from=timm"),
+        (["--out=x"], "--to is missing"),
+        (["--checkpoint=a", "--from=timm", "--out=x"], "--checkpoint=DIR and --from=timm exclude"),
         (["--checkpoint=a", "--out=x"], "--to is missing"),
         (["--from=timm", "--out=x"], "--weights is missing"),
         (["--from=timm", "--weights=w", "--to=torch", "--out=x"], "--to is of no use without"),
@@ -272,9 +354,9 @@ def test_a_file_that_is_not_weights_is_named(tmp_path, name):
 
 def test_a_model_that_starts_from_converted_weights_has_them(workdir):
     """What `model.init_from` does with the folder that `--from=timm` wrote."""
-    from mnv4_jax.models.transfer import transfer
+    from mnv4_jax.models.init_from import transfer
 
-    source = checkpoint.load(workdir)
+    source = saved_lib.load(workdir)
     config = source.config.copy_and_resolve_references()
     config.gabor.mode = "none"
     fresh = checkpoint_of(config, classifier.build(config, seed=5)).weights

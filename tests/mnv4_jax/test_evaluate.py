@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,7 +14,10 @@ import pytest
 from sklearn import metrics as sk
 
 from input_pipeline.cli import UserError
-from mnv4_jax import corruptions, evaluate, metrics, predict
+from mnv4_jax import evaluate
+from mnv4_jax.detector.detector import Detector
+from mnv4_jax.measure import corruptions, metrics
+from tests.pictures import encoded, smooth
 
 
 def evaluated(monkeypatch, *arguments):
@@ -44,7 +48,7 @@ def predicted(run, portraits):
     """(labels, p_fake) of the readable pictures, as `predict` answers."""
     files = sorted((portraits / "Test").glob("*/[0-9]*.jpg"))
     labels = np.array([0 if file.parent.name == "Fake" else 1 for file in files])
-    return labels, predict.Detector(run)(files)
+    return labels, Detector(run)(files)
 
 
 def test_every_metric_has_a_value_and_an_interval(report):
@@ -76,7 +80,7 @@ def test_the_figures_are_those_of_predicts_answers(report, predicted):
 def test_thresholds_of_the_checkpoint_are_applied_unchanged(report, run, predicted):
     numbers, _ = report
     labels, p_fake = predicted
-    thresholds = predict.Detector(run).thresholds
+    thresholds = Detector(run).thresholds
     rows = numbers["thresholds"]
     assert [row["promise"] for row in rows] == [None, 0.01, 0.05, 0.1]
     assert [row["threshold"] for row in rows] == [0.5, *thresholds.values()]
@@ -98,6 +102,21 @@ def test_intervals_are_drawn_by_group(report):
     numbers, html = report
     assert numbers["n_groups"] == 12
     assert "12 sources" in html
+
+
+def test_intervals_of_the_rates_are_those_of_whole_groups(report, portraits, predicted):
+    numbers, _ = report
+    labels, p_fake = predicted
+    files = sorted((portraits / "Test").glob("*/[0-9]*.jpg"))
+    groups = [f"source {int(file.stem) // 2}" for file in files]
+    row = numbers["thresholds"][0]
+    called = p_fake >= row["threshold"]
+    answers = np.stack([called, ~called], axis=1)
+    by_group, single = (metrics.metrics_with_intervals(labels, answers, g) for g in (groups, None))
+    assert row["recall_fake"]["ci95"] == pytest.approx(by_group["recall_fake"]["ci95"])
+    low, high = by_group["recall_real"]["ci95"]
+    assert row["false_alarm_rate"]["ci95"] == pytest.approx([1 - high, 1 - low])
+    assert single["recall_fake"]["ci95"] != by_group["recall_fake"]["ci95"]
 
 
 def test_unreadable_pictures_are_named_and_do_not_count(report):
@@ -190,13 +209,42 @@ def test_a_wrong_flag_is_one_line_and_status_2(flag, capsys):
     assert flag.split("=")[0] in line
 
 
-def test_a_set_with_one_readable_class_is_an_error(run, tmp_path, monkeypatch, portraits):
+def test_what_holds_no_evidence_is_counted_and_not_judged(
+    run, portraits, tmp_path, monkeypatch, report
+):
+    shutil.copytree(portraits / "Test", tmp_path / "Test")
+    (tmp_path / "Test" / "groups.csv").unlink()
+    (tmp_path / "Test" / "Fake" / "small.png").write_bytes(encoded(smooth(90, 31), "PNG"))
+    (tmp_path / "Test" / "Real" / "flat.png").write_bytes(encoded(smooth(90, 90) * 0, "PNG"))
+    numbers, html = evaluated(
+        monkeypatch,
+        f"--checkpoint={run}",
+        f"--data={tmp_path}",
+        f"--out={tmp_path / 'out'}",
+        "--robustness=0",
+    )
+    assert numbers["no_score"] == [
+        {"file": "Test/Fake/small.png", "reason": "too small: 31 px, needs 64"},
+        {"file": "Test/Real/flat.png", "reason": "one colour only"},
+    ]
+    assert numbers["unreadable"] == ["Test/Fake/broken.jpg"]
+    assert numbers["n"] == 24
+    for name in ("auc", "accuracy", "log_loss"):
+        assert numbers[name]["value"] == pytest.approx(report[0][name]["value"])
+    assert "2 pictures are too small or of one colour" in html
+    for file in (tmp_path / "Test").glob("*/[0-9]*.jpg"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"none of 3 .* \(2 are too small or of one colour\)"):
+        evaluated(
+            monkeypatch, f"--checkpoint={run}", f"--data={tmp_path}", f"--out={tmp_path / 'out'}"
+        )
+
+
+def test_a_set_without_a_readable_picture_is_an_error(run, tmp_path, monkeypatch):
     for name in ("Fake", "Real"):
         (tmp_path / "Test" / name).mkdir(parents=True)
-        (tmp_path / "Test" / name / "a.jpg").write_bytes(
-            (portraits / "Test" / "Real" / "01.jpg").read_bytes() if name == "Real" else b"no"
-        )
-    with pytest.raises(UserError, match="1 readable pictures, of one class"):
+        (tmp_path / "Test" / name / "a.jpg").write_bytes(b"no")
+    with pytest.raises(UserError, match="none of 2 pictures can be read and scored"):
         evaluated(
             monkeypatch, f"--checkpoint={run}", f"--data={tmp_path}", f"--out={tmp_path / 'out'}"
         )
@@ -247,3 +295,83 @@ def _assert_close(a, b):
         assert math.isclose(a, b, abs_tol=1e-5)
     else:
         assert a == b
+
+
+def test_what_sources_csv_says_makes_rows(monkeypatch, run, portraits, tmp_path):
+    photos = tmp_path / "photos"
+    shutil.copytree(portraits / "Test" / "Real", photos / "Test" / "Real")
+    files = sorted((photos / "Test" / "Real").iterdir())
+    rows = [f"Real/{file.name},{'old' if i % 2 else 'young'}\n" for i, file in enumerate(files)]
+    (photos / "Test" / "sources.csv").write_text("file,age\n" + "".join(rows))
+    numbers, html = evaluated(
+        monkeypatch,
+        *(f"--checkpoint={run}", f"--data={photos}", f"--out={tmp_path / 'report'}"),
+        "--robustness=0",
+    )
+    groups = numbers["by_column"]["columns"]["age"]["groups"]
+    called = Detector(run)(files) >= numbers["by_column"]["threshold"]
+    assert groups["young"]["false_alarm_rate"]["value"] == pytest.approx(called[::2].mean())
+    assert groups["old"]["n_real"] == len(files) // 2
+    assert "By what sources.csv says" in html
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("name,age\n", "expected a column file"), ("file,age\nReal/x.jpg,3\n", "names none of the")],
+)
+def test_a_wrong_sources_csv_is_one_line(monkeypatch, run, portraits, tmp_path, text, message):
+    shutil.copytree(portraits / "Test" / "Real", tmp_path / "Test" / "Real")
+    (tmp_path / "Test" / "sources.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        evaluated(
+            monkeypatch, f"--checkpoint={run}", f"--data={tmp_path}", f"--out={tmp_path / 'out'}"
+        )
+
+
+@pytest.mark.slow  # a minute of compilation
+def test_an_attack_is_judged_and_shown(run, portraits, tmp_path, monkeypatch):
+    numbers, html = evaluated(
+        monkeypatch,
+        f"--checkpoint={run}",
+        f"--data={portraits}",
+        f"--out={tmp_path}",
+        "--robustness=0",
+        "--attack=2",
+        "--attack_pictures=4",
+        "--attack_steps=2",
+        f"--attack_transfer={run}",
+    )
+    attack = numbers["attack"]
+    assert (attack["n"], attack["steps"]) == (4, 2)
+    assert attack["threshold"] == numbers["by_column"]["threshold"]
+    names = {row["attack"] for row in attack["rows"]}
+    assert {"none", "pgd", "square", "transfer", "worst", "worst, JPEG 75"} <= names
+    assert {row["budget"] for row in attack["rows"]} == {0, 2}
+    assert "<h3>Attacked</h3>" in html
+    assert "ten times the difference" in html
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--attack=-1"], r"--attack=-1: whole 255ths from 1 to 255"),
+        (["--attack=0.5"], r"--attack=0.5: whole 255ths"),
+        (["--attack=2", "--attack_steps=0"], r"--attack_steps=0: must be 1 or more"),
+        (["--attack_transfer=x"], r"--attack_transfer needs --attack"),
+    ],
+)
+def test_an_attack_that_makes_no_sense_is_one_line(flags, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        evaluate.parse(["--checkpoint=a", "--data=b", "--out=c", *flags])
+    assert caught.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_an_attack_on_one_class_is_one_line(run, portraits, tmp_path, monkeypatch):
+    only = tmp_path / "only" / "Test" / "Real"
+    only.mkdir(parents=True)
+    for file in sorted((portraits / "Test" / "Real").iterdir())[:3]:
+        shutil.copy(file, only)
+    arguments = [f"--checkpoint={run}", f"--data={tmp_path / 'only'}", f"--out={tmp_path / 'o'}"]
+    with pytest.raises(UserError, match="--attack needs both classes, and there are only real"):
+        evaluated(monkeypatch, *arguments, "--robustness=0", "--attack=1")

@@ -1,18 +1,25 @@
 """The command's lines and exit status, and the same detector as a library."""
 
+import concurrent.futures
 import io
 import json
+import pathlib
 import shutil
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
 from input_pipeline import demo
 from input_pipeline.cli import UserError
 from mnv4_jax import predict
+from mnv4_jax.detector import saved
+from mnv4_jax.detector.detector import Detector
+from tests.pictures import encoded, smooth
 
 
 @pytest.fixture
@@ -44,7 +51,7 @@ def photos(portraits, tmp_path):
 
 def test_a_folder_is_walked_and_every_picture_has_its_line(ask, run, photos):
     status, lines, errors = ask(f"--checkpoint={run}", "--json", photos)
-    assert (status, errors) == (0, [])
+    assert (status, errors) == (0, ["3 pictures; 1 file passed over: 1 .txt"])
     answers = [json.loads(line) for line in lines]
     assert [a["file"] for a in answers] == [
         str(photos / name) for name in ("1.png", "2.JPG", "b/1.jpg")
@@ -55,11 +62,41 @@ def test_a_folder_is_walked_and_every_picture_has_its_line(ask, run, photos):
         assert answer["label"] == ("fake" if answer["p_fake"] >= 0.5 else "real")
 
 
+def test_what_is_passed_over_is_said_beside_the_answers(ask, run, photos):
+    (photos / "b" / "x.heics").write_text("no picture")
+    _, lines, errors = ask(f"--checkpoint={run}", "--json", photos)
+    assert [set(json.loads(line)) for line in lines] == [{"file", "p_fake", "label"}] * 3
+    assert errors == ["3 pictures; 2 files passed over: 1 .heics, 1 .txt"]
+    _, _, errors = ask(f"--checkpoint={run}", photos / "1.png")
+    assert errors == []
+    (photos / "only").mkdir()
+    (photos / "only" / "x.md").write_text("no picture")
+    with pytest.raises(UserError, match=r"no picture found.*; 1 file passed over: 1 .md"):
+        ask(f"--checkpoint={run}", photos / "only")
+
+
 def test_plain_lines_say_the_same(ask, run, photos):
     _, lines, _ = ask(f"--checkpoint={run}", photos / "1.png")
     _, (as_json,), _ = ask(f"--checkpoint={run}", "--json", photos / "1.png")
     answer = json.loads(as_json)
     assert lines == [f"{answer['p_fake']:.4f}  {answer['label']}  {photos / '1.png'}"]
+
+
+def test_raw_asks_the_weights_as_trained(ask, uncalibrated_run, photos, tmp_path):
+    """Here they are the average with its head turned round, so that p_fake is p_real."""
+    loaded = saved.load(uncalibrated_run)
+    turn = lambda x: -x if x.shape in ((32, 2), (2,)) else x  # noqa: E731
+    items = {"weights": jax.tree.map(turn, loaded.weights), "ema": loaded.weights}
+    with ocp.CheckpointManager(tmp_path / "run" / "checkpoints") as manager:
+        manager.save(0, args=saved.to_save(0, items, saved.make_meta(loaded.config)))
+
+    def answers(*flags):
+        _, lines, _ = ask(f"--checkpoint={tmp_path / 'run'}", "--json", *flags, photos)
+        return np.array([json.loads(line)["p_fake"] for line in lines])
+
+    averaged, raw = answers(), answers("--raw")
+    assert np.abs(averaged - 0.5).min() > 1e-3  # else both would be the same
+    np.testing.assert_allclose(raw, 1 - averaged, atol=1e-4)
 
 
 def test_unreadable_files_are_named_and_the_rest_goes_on(ask, run, portraits, photos):
@@ -111,7 +148,7 @@ def test_globs_and_standard_input_name_pictures_too(ask, run, photos, monkeypatc
 
 
 def test_the_threshold_is_a_number_or_a_rate_that_the_checkpoint_knows(ask, run, photos):
-    fitted = predict.Detector(run).thresholds["0.05"]
+    fitted = Detector(run).thresholds["0.05"]
     for given, threshold in (("0", 0), ("1", 1), ("5%", fitted)):
         _, lines, _ = ask(f"--checkpoint={run}", "--json", f"--threshold={given}", photos)
         for answer in map(json.loads, lines):
@@ -169,7 +206,6 @@ def test_heatmaps_of_two_files_are_two(ask, run, photos, tmp_path):
 
 
 def test_faces_are_found_cropped_and_judged_one_by_one(ask, run, tmp_path):
-    pytest.importorskip("dlib", reason="the extra `faces` is not installed")
     wall = np.full((400, 700, 3), 130, np.uint8)
     for i, left in enumerate((60, 440)):
         wall[100:292, left : left + 192] = cv2.resize(demo.draw(7, i)[0], (192, 192))
@@ -185,7 +221,7 @@ def test_faces_are_found_cropped_and_judged_one_by_one(ask, run, tmp_path):
         assert 40 < y < y + height < 352
         assert width == height > 96
         crop = wall[y : y + height, x : x + width]
-        assert answer["p_fake"] == pytest.approx(predict.Detector(run)([crop])[0], abs=1e-6)
+        assert answer["p_fake"] == pytest.approx(Detector(run)([crop])[0], abs=1e-6)
     assert none == {"file": f"{tmp_path}/wall.png", "p_fake": None, "label": None, "face": None}
     assert len(list((tmp_path / "maps").iterdir())) == 2
     _, lines, _ = ask(f"--checkpoint={run}", "--faces", tmp_path / "wall.png")
@@ -193,7 +229,7 @@ def test_faces_are_found_cropped_and_judged_one_by_one(ask, run, tmp_path):
 
 
 def test_the_library_takes_paths_bytes_and_arrays(run, portraits):
-    detector = predict.Detector(run)
+    detector = Detector(run)
     file = portraits / "Test" / "Real" / "01.jpg"
     pixels = cv2.imread(str(file))[..., ::-1]
     p = detector([file, str(file), file.read_bytes(), pixels])
@@ -207,17 +243,130 @@ def test_the_library_takes_paths_bytes_and_arrays(run, portraits):
 
 
 def test_the_answer_does_not_depend_on_its_neighbours(run, portraits):
-    detector = predict.Detector(run)
+    detector = Detector(run)
     files = sorted((portraits / "Test" / "Real").iterdir())
     together = detector(files)
     np.testing.assert_allclose([detector([file])[0] for file in files[:3]], together[:3], atol=1e-6)
 
 
 def test_the_library_names_what_it_cannot_read(run, portraits):
-    detector = predict.Detector(run)
+    detector = Detector(run)
     with pytest.raises(ValueError, match=r"broken\.jpg"):
         detector([portraits / "Test" / "Fake" / "broken.jpg"])
     with pytest.raises(ValueError, match=r"number 0: float64 \(4, 4, 3\)"):
         detector([np.zeros((4, 4, 3))])
     with pytest.raises(ValueError, match="number 0"):
         detector([np.zeros((0, 0, 3), np.uint8)])
+    with pytest.raises(ValueError, match="number 0: a Pillow picture of mode I;16"):
+        detector([Image.fromarray(np.zeros((64, 64), np.uint16))])
+
+
+def square(side, colour=None):
+    """An encoded picture of side × (side + 9) px; with `colour` all of that."""
+    pixels = smooth(side, side + 9)
+    if colour is not None:
+        pixels[:] = colour
+    return encoded(pixels)
+
+
+def test_too_small_or_one_colour_is_no_evidence(ask, run, tmp_path, portraits):
+    files = {"a31": square(31), "b63": square(63), "c64": square(64), "d1": square(1)}
+    files |= {"e_grey": square(80, 130), "f_red": square(80, (200, 30, 20))}
+    for name, data in files.items():
+        (tmp_path / f"{name}.jpg").write_bytes(data)
+    status, lines, _ = ask(f"--checkpoint={run}", "--json", tmp_path)
+    assert status == 0
+    answers = {pathlib.Path(a["file"]).stem: a for a in map(json.loads, lines)}
+    assert list(answers) == list(files)
+    reasons = {
+        "a31": "too small: 31 px, needs 64", "b63": "too small: 63 px, needs 64",
+        "d1": "too small: 1 px, needs 64", "e_grey": "one colour only", "f_red": "one colour only",
+    }  # fmt: skip
+    for name, reason in reasons.items():
+        assert answers[name] == {
+            "file": f"{tmp_path}/{name}.jpg", "p_fake": None, "label": None, "reason": reason
+        }  # fmt: skip
+    assert set(answers["c64"]) == {"file", "p_fake", "label"}
+    _, lines, _ = ask(f"--checkpoint={run}", tmp_path)
+    assert lines[0] == f"-       none  {tmp_path}/a31.jpg  (too small: 31 px, needs 64)"
+    assert sum("none" in line for line in lines) == 5
+
+    small_mark = np.full((64, 64, 3), 90, np.uint8)  # that a look at every 16th pixel misses
+    small_mark[5:9, 20:25] = 180
+    assert not np.isnan(Detector(run)(small_mark)[0])
+
+    detector = Detector(run)
+    p_fake = detector(list(files.values()))
+    assert np.isnan(p_fake).tolist() == [name in reasons for name in files]
+    (too_small, fine) = detector.answers([files["a31"], files["c64"]])
+    assert too_small == (None, None, "too small: 31 px, needs 64")
+    assert (fine.p_fake, fine.reason) == (pytest.approx(p_fake[2], abs=1e-6), None)
+    assert fine.label == ("fake" if fine.p_fake >= 0.5 else "real")
+    assert detector.answers(files["c64"], threshold=0)[0].label == "fake"
+
+
+def test_no_heatmap_without_an_answer(ask, run, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(square(31))
+    (tmp_path / "b.jpg").write_bytes(square(70))
+    ask(f"--checkpoint={run}", f"--heatmap={tmp_path / 'maps'}", tmp_path)
+    (only,) = (tmp_path / "maps").iterdir()
+    assert only.name.endswith("b.jpg.png")
+
+
+def test_a_detector_of_smaller_pictures_needs_no_more_than_it_looks_at(run):
+    detector = Detector(run)
+    detector.data_config.eval_image_size = 32
+    p_fake = detector([square(31), square(32)])
+    assert np.isnan(p_fake).tolist() == [True, False]
+
+
+def test_the_library_answers_several_threads_as_it_answers_one(run, portraits):
+    detector = Detector(run)
+    paths = sorted((portraits / "Test" / "Real").iterdir()) * 4
+    alone = {n: detector(paths[:n]) for n in (1, 7, 24)}
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        together = [(n, pool.submit(detector, paths[:n])) for n in (1, 7, 24) * 4]
+    for n, answer in together:
+        np.testing.assert_array_equal(answer.result(), alone[n])
+
+
+def test_the_library_takes_grey_and_transparent_pictures(run, portraits):
+    detector = Detector(run)
+    rgb = Image.open(portraits / "Test" / "Real" / "01.jpg")
+    grey = rgb.convert("L")
+    p = detector([grey, np.asarray(grey), grey.convert("RGB")])
+    np.testing.assert_array_equal(p, p[2])
+    clear = rgb.convert("RGBA")
+    half = Image.new("L", rgb.size, 255)
+    half.paste(0, (0, 0, rgb.width, rgb.height // 2))
+    clear.putalpha(half)
+    white = rgb.copy()
+    white.paste("white", (0, 0, rgb.width, rgb.height // 2))
+    p = detector([clear, white, rgb])
+    assert p[0] == p[1] != p[2]
+
+
+def test_one_picture_alone_counts_as_a_list_of_one(run, portraits):
+    detector = Detector(run)
+    file = portraits / "Test" / "Real" / "01.jpg"
+    with Image.open(file) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    for one in (file, str(file), file.read_bytes(), pixels, Image.fromarray(pixels)):
+        np.testing.assert_array_equal(detector(one), detector([one]))
+
+
+def test_abstaining_answers_unsure_between_two_thresholds(ask, run, portraits):
+    detector = Detector(run)
+    fake, clear = detector.thresholds["0.05"], detector.clear_below["0.05"]
+    _, lines, _ = ask(f"--checkpoint={run}", "--json", "--abstain", portraits / "Test" / "Fake")
+    answers = [json.loads(line) for line in lines]
+    for answer in answers:
+        p = answer["p_fake"]
+        expected = "fake" if p >= fake else "real" if p < clear else "unsure"
+        assert answer["label"] == expected
+    assert {"unsure"} <= {answer["label"] for answer in answers}
+
+
+def test_abstaining_needs_a_calibration(uncalibrated_run, portraits, ask):
+    with pytest.raises(UserError, match="--abstain: the checkpoint has no calibration"):
+        ask(f"--checkpoint={uncalibrated_run}", "--abstain", portraits)

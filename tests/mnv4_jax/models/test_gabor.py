@@ -9,6 +9,7 @@ from flax import nnx
 
 from mnv4_jax.models import classifier
 from mnv4_jax.models.gabor import GaborBank, gabor_kernels
+from mnv4_jax.models.vit import IMAGENET
 from tests.golden import formula
 from tests.tiny import tiny_config
 
@@ -79,7 +80,7 @@ def test_concat_puts_the_responses_beside_the_normalised_channels():
     model = nnx.eval_shape(lambda: classifier.build(config, seed=0))
     inputs = np.asarray(model.inputs(jnp.asarray(IMAGES)))
     assert model.backbone.conv_stem.kernel.shape[2] == inputs.shape[-1] == 3 + 8
-    normalised = (IMAGES - np.array(classifier.MEAN)) / np.array(classifier.STD)
+    normalised = (IMAGES - np.array(IMAGENET[0])) / np.array(IMAGENET[1])
     np.testing.assert_allclose(inputs[..., :3], normalised, atol=1e-5)
     responses = opencv_responses(IMAGES[1], model.gabor.filters, quadrature=True)
     np.testing.assert_allclose(inputs[1, ..., 3:], config.gabor.gain * responses, atol=1e-3)
@@ -90,7 +91,7 @@ def test_enhance_blends_the_mean_response_into_the_three_channels():
     model = nnx.eval_shape(lambda: classifier.build(config, seed=0))
     responses = opencv_responses(IMAGES[0], model.gabor.filters, quadrature=True)
     enhanced = IMAGES[0] + 2.0 * responses.mean(-1, keepdims=True)
-    expected = (enhanced - np.array(classifier.MEAN)) / np.array(classifier.STD)
+    expected = (enhanced - np.array(IMAGENET[0])) / np.array(IMAGENET[1])
     np.testing.assert_allclose(model.inputs(jnp.asarray(IMAGES))[0], expected, atol=1e-4)
 
 

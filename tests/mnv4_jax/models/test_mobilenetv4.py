@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mnv4_jax import exchange
+from mnv4_jax.export import timm_keys
 from mnv4_jax.models import classifier
 from tests import golden
 from tests.golden import formula
@@ -29,11 +29,11 @@ def with_formula_weights(**overrides):
     model = abstract(**overrides)
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     shapes = {
-        exchange.timm_key(path): exchange.torch_shape(value.shape)
+        timm_keys.timm_key(path): timm_keys.torch_shape(value.shape)
         for state in (params, stats)
         for path, value in nnx.to_flat_state(state)
     }
-    return graphdef, exchange.from_timm(model, formula.tensors(shapes))
+    return graphdef, timm_keys.from_timm(model, formula.tensors(shapes))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -1,0 +1,22 @@
+"""`small.py` trained on attacked pictures: what to give to whoever expects an adversary.
+
+    python -m mnv4_jax.main --config=configs/small_robust.py --workdir=runs/robust \
+        --config.data.dir=$MNV4_DATA/rvf10k
+    python -m mnv4_jax.evaluate --checkpoint=runs/robust --data=$MNV4_DATA/rvf10k \
+        --out=runs/robust/report --attack=1,2,4
+
+Result, and what it does not promise: docs/ROBUSTNESS.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import small
+
+
+def get_config() -> ConfigDict:
+    config = small.get_config()
+    config.data.image_size = 128
+    config.train.adversary.method = "pgd"
+    config.train.adversary.budget = 1.0
+    config.train.adversary.steps = 3
+    return config

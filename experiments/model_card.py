@@ -1,0 +1,88 @@
+"""The figures of docs/MODEL_CARD.md: the detector in the box on the Test splits of its own sets.
+
+    python experiments/model_card.py --data=$MNV4_DATA
+
+For reporting: nothing is chosen by these. Ten minutes on one core.
+"""
+
+import argparse
+import csv
+import pathlib
+
+import numpy as np
+import simplejpeg
+from sklearn.metrics import roc_auc_score
+
+from input_pipeline.decode import decode
+from mnv4_jax.detector.detector import Detector
+from mnv4_jax.measure.groups import rates_by_group
+
+FAKES = {
+    "face swap": "dfdc_faces",
+    "StyleGAN": "rvf10k",
+    "StyleGAN2": "stylegan2_faces",
+    "studio GAN": "studio_gan_faces",
+    "diffusion": "diffusion_faces",
+}
+PHOTOGRAPHS = ("dfdc_faces", "rvf10k", "utkface")
+_RATE = "0.05"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, type=pathlib.Path, help="the folder of image sets")
+    parser.add_argument("--checkpoint", help="default: the detector in the box")
+    parser.add_argument("--split", default="Test")
+    args = parser.parse_args()
+    detector = Detector(args.checkpoint)
+    threshold = detector.thresholds[_RATE]
+
+    def files(name, label):
+        return sorted((args.data / name / args.split / label).glob("*.jpg"))
+
+    real = {name: detector(files(name, "Real")) for name in PHOTOGRAPHS}
+    pooled = np.concatenate(list(real.values()))
+    print(f"{args.split}, threshold for 5% false alarms on Validation: {threshold:.4f}\n")
+    print("| fakes | n | AUC against | AUC | found at the threshold |")
+    print("| --- | --- | --- | --- | --- |")
+    for family, name in FAKES.items():
+        fake = detector(files(name, "Fake"))
+        against = {"its own photographs": real[name]} if name in real else {}
+        for title, photographs in (against | {"all photographs": pooled}).items():
+            labels = np.repeat([1, 0], [len(fake), len(photographs)])
+            auc = roc_auc_score(labels, np.concatenate([fake, photographs]))
+            found = (fake >= threshold).mean()
+            print(f"| {family} | {len(fake)} | {title} | {auc:.3f} | {found:.1%} |", flush=True)
+
+    print("\n| photographs | n | called fake | after JPEG 75 | after JPEG 50 |")
+    print("| --- | --- | --- | --- | --- |")
+    for name in PHOTOGRAPHS:
+        pixels = [decode(file.read_bytes()) for file in files(name, "Real")]
+        cells = [(real[name] >= threshold).mean()]
+        for quality in (75, 50):
+            encoded = [simplejpeg.encode_jpeg(p, quality, colorsubsampling="420") for p in pixels]
+            cells.append((detector(encoded) >= threshold).mean())
+        print(f"| {name} | {len(pixels)} |", " | ".join(f"{x:.1%}" for x in cells), "|", flush=True)
+
+    with open(args.data / "utkface" / args.split / "sources.csv", newline="") as file:
+        rows = {pathlib.Path(row["file"]).name: row for row in csv.DictReader(file)}
+    named = [rows[file.name] for file in files("utkface", "Real")]
+    columns = {c: [row[c] for row in named] for c in ("age", "gender", "race")}
+    labels = np.ones(len(named), int)
+    groups = rates_by_group(labels, real["utkface"], columns, threshold)
+    print(
+        "\n| utkface | group | n | false alarms | 95% interval |\n| --- | --- | --- | --- | --- |"
+    )
+    for column, table in groups.items():
+        for value, row in table["groups"].items():
+            rate = row["false_alarm_rate"]
+            low, high = rate["ci95"]
+            print(
+                f"| {column} | {value} | {row['n_real']} | {rate['value']:.1%}"
+                f" | {low:.1%} to {high:.1%} |"
+            )
+        print(f"| {column} | largest gap | | {table['gap']:.1%} | |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Several sets trained on as one: what they hold, and in which order it is drawn.
+
+The order is a pure function of (seed, position), as that of a single set is: every block of
+`BLOCK` positions holds each cell (the pictures of one class of one set) a fixed number of times.
+"""
+
+import collections
+import functools
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from input_pipeline.cli import UserError
+
+BLOCK = 1024  # positions; a cell's share is exact to half of 1 / BLOCK
+
+
+class Mixture:
+    """Several `sources.Source`s, one after the other.
+
+    Attributes:
+        names: of the sets, short and unique.
+        passed_over: files that are no pictures, by ending.
+        set_of: [N] int32, the set that each picture is of, an index into `names`.
+        labels, ids, groups: as `sources.Source` has them; ids begin with the set's name. `groups`
+            is None unless every set has groups.
+    """
+
+    def __init__(self, names: Sequence[str], parts: Sequence):
+        self.names, self._parts = list(names), list(parts)
+        sizes = [len(part) for part in parts]
+        self._first = np.concatenate([[0], np.cumsum(sizes)])
+        self.set_of = np.repeat(np.arange(len(parts), dtype=np.int32), sizes)
+        self.labels = np.concatenate([np.asarray(part.labels) for part in parts])
+        passed_over = (getattr(part, "passed_over", {}) for part in parts)
+        self.passed_over = dict(sum(map(collections.Counter, passed_over), collections.Counter()))
+        self.ids = [
+            f"{name}/{i}" for name, part in zip(names, parts, strict=True) for i in part.ids
+        ]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, i: int) -> bytes:
+        part = self.set_of[i]
+        return self._parts[part].read(int(i - self._first[part]))
+
+    @functools.cached_property
+    def groups(self) -> list[str] | None:
+        groups = [part.groups for part in self._parts]
+        if any(group is None for group in groups):
+            return None
+        return [f"{name}/{g}" for name, part in zip(self.names, groups, strict=True) for g in part]
+
+
+class Order:
+    """Which picture of a mixture is at a position.
+
+    Args:
+        mixture: the pictures.
+        seed: of the order, 0 to 2**32 - 1.
+        weights: one number a set, how often its pictures are drawn in proportion to the others';
+            empty: the square roots of the sizes of the sets.
+        balance: draw both classes equally often, whatever the sets hold.
+    """
+
+    def __init__(self, mixture: Mixture, seed: int, weights: Sequence[float], balance: bool):
+        sizes = np.bincount(mixture.set_of, minlength=len(mixture.names))
+        if weights and len(weights) != len(sizes):
+            raise UserError(
+                f"config.data.weights has {len(weights)} numbers, but config.data.dir names"
+                f" {len(sizes)} sets: give one number a set, or () for square roots of their sizes"
+            )
+        of_set = np.asarray(weights or np.sqrt(sizes), float)
+        cells = [
+            (s, label, np.flatnonzero((mixture.set_of == s) & (mixture.labels == label)))
+            for s in range(len(sizes))
+            for label in (0, 1)
+        ]
+        cells = [cell for cell in cells if len(cell[2]) and of_set[cell[0]] > 0]
+        shares = np.array([of_set[s] * (1 if balance else len(i) / sizes[s]) for s, _, i in cells])
+        if balance:
+            labels = np.array([label for _, label, _ in cells])
+            shares /= np.bincount(labels, shares, minlength=2)[labels]
+        self._members = [indices for _, _, indices in cells]
+        self._counts = _apportion(shares / shares.sum())
+        self._cell = np.repeat(np.arange(len(cells)), self._counts)
+        self._rank = np.concatenate([np.arange(count) for count in self._counts])
+        self._seed = seed
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """[...] int64 positions, from 0 -> [...] int32 indices into the mixture."""
+        blocks, slots = np.divmod(positions, BLOCK)
+        indices = np.empty(positions.shape, np.int32)
+        for block in np.unique(blocks):
+            here = blocks == block
+            drawn = _permutation(self._seed, 0, int(block), BLOCK)[slots[here]]
+            indices[here] = [
+                self._pick(self._cell[j], int(block) * self._counts[self._cell[j]] + self._rank[j])
+                for j in drawn
+            ]
+        return indices
+
+    def _pick(self, cell: int, count: int) -> int:
+        """The picture that a cell gives at its draw number `count`: each once in every round."""
+        members = self._members[cell]
+        epoch, place = divmod(int(count), len(members))
+        return members[_permutation(self._seed, int(cell) + 1, epoch, len(members))[place]]
+
+
+def _apportion(shares: np.ndarray) -> np.ndarray:
+    """How many of `BLOCK` positions each share gets, by largest remainders; at least one."""
+    counts = np.maximum(1, np.floor(shares * BLOCK).astype(int))
+    remainders = shares * BLOCK - counts
+    while (left := BLOCK - counts.sum()) != 0:
+        i = np.argmax(remainders) if left > 0 else np.argmin(np.where(counts > 1, remainders, 2))
+        counts[i] += np.sign(left)
+        remainders[i] -= np.sign(left)
+    return counts
+
+
+@functools.lru_cache(maxsize=256)
+def _permutation(seed: int, cell: int, number: int, n: int) -> np.ndarray:
+    # The high half of the key's first word keeps these streams apart from a single set's.
+    bits = np.random.Philox(key=[seed | (cell + 1) << 32, number]).random_raw(n)
+    return np.argsort(bits, kind="stable").astype(np.int32)
+
+
+def is_mixture(data_dir: str) -> bool:
+    """Whether `data_dir` names several sets; a folder may have a comma in its name."""
+    return "," in data_dir and not os.path.isdir(os.path.expanduser(data_dir))
+
+
+def of(
+    data_dir: str, split: str, has_split: Callable[[str, str], bool], open_one: Callable
+) -> Mixture:
+    """The pictures of one split of the sets that `data_dir` names, with commas between them.
+
+    Args:
+        split: "Train", which every set must have, or another, which those that lack it leave out.
+        has_split: whether the set in a folder has a split.
+        open_one: the source of a folder and split; may have one class only.
+
+    Raises:
+        UserError: a set is named twice or not at all, or the whole has one class only.
+    """
+    found = paths(data_dir)
+    chosen = [
+        (name, open_one(path, split))
+        for name, path in zip(_short_names(found), found, strict=True)
+        if split == "Train" or has_split(path, split)
+    ]
+    mixture = Mixture(*zip(*chosen, strict=True))
+    for label, name in enumerate(("Fake", "Real")):
+        if not (mixture.labels == label).any():
+            raise UserError(
+                f"data.dir={data_dir}: no {name} picture in the {split} of any set;"
+                " add a set that has some"
+            )
+    return mixture
+
+
+def paths(data_dir: str) -> list[str]:
+    """The sets that `data_dir` names. Raises UserError for an empty name, or the same set twice."""
+    found = [path.strip() for path in data_dir.split(",")]
+    if "" in found:
+        raise UserError(f"data.dir={data_dir}: an empty name between commas; expected A,B,C")
+    seen: dict[str, str] = {}
+    for path in found:
+        real = os.path.realpath(os.path.expanduser(path))
+        if real in seen:
+            raise UserError(f"data.dir={data_dir}: {path} is named twice; name every set once")
+        seen[real] = path
+    return found
+
+
+def _short_names(paths: Sequence[str]) -> list[str]:
+    """The last folders of the paths, as many of them as make the names differ."""
+    parts = [os.path.normpath(path).split(os.sep) for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            break
+    return names

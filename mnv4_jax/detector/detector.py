@@ -1,0 +1,153 @@
+"""A detector ready for pictures: the call that programs use, and `predict` with them."""
+
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from input_pipeline import sources
+from input_pipeline.batches import OnBad
+from input_pipeline.decode import to_rgb
+from mnv4_jax.detector import saved, scoring
+from mnv4_jax.measure import calibration
+from mnv4_jax.runtime import compilation_cache
+from mnv4_jax.runtime.mesh import make_mesh
+
+_ONE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+
+
+class Answer(NamedTuple):
+    """Of one picture. Without enough in it there is no score, but a reason."""
+
+    p_fake: float | None
+    label: str | None  # "fake" or "real"
+    reason: str | None = None  # "too small: 31 px, needs 64" or "one colour only"
+
+
+class Detector:
+    """A trained detector, ready for pictures. Several threads may call one at the same time.
+
+    Pictures given as paths are read in small batches, so memory does not grow with their number.
+
+    Args:
+      path: a workdir, a checkpoints folder or one step's folder; None: the detector in the box.
+      raw: the weights as trained instead of their moving average.
+
+    Raises:
+      UserError: there is no intact checkpoint.
+    """
+
+    def __init__(self, path: str | os.PathLike | None = None, *, raw: bool = False):
+        compilation_cache.enable()
+        loaded = saved.load(path, raw=raw)
+        self.model = loaded.model
+        self.data_config = scoring.evaluation_config(loaded.config.data)
+        fitted = loaded.calibration or {}
+        self.temperature: float = fitted.get("temperature", 1.0)
+        self.thresholds: dict[str, float] = fitted.get("thresholds", {})  # by false-alarm rate
+        self.clear_below: dict[str, float] = fitted.get("clear_below", {})  # by share of fakes
+        self._mesh = make_mesh()
+
+    def __call__(self, images: Sequence) -> np.ndarray:
+        """Calibrated probabilities that pictures are fake.
+
+        Args:
+          images: N paths, encoded files (bytes), Pillow pictures of any mode, or uint8 arrays
+            [H, W, 3] RGB or [H, W] grey; of any sizes. One alone counts as a list of one.
+
+        Returns:
+          [N] float64, p_fake; nan where a picture is too small or of one colour: `answers` says
+          which.
+
+        Raises:
+          ValueError: naming the first picture that cannot be read.
+        """
+        return self._ask(images)[0]
+
+    def answers(self, images: Sequence, *, threshold: float = 0.5) -> list[Answer]:
+        """One `Answer` a picture, "fake" from p_fake ≥ `threshold` on; otherwise as a call."""
+        p_fake, reasons = self._ask(images)
+        return [
+            Answer(None, None, reason)
+            if reason
+            else Answer(float(p), "fake" if p >= threshold else "real")
+            for p, reason in zip(p_fake, reasons, strict=True)
+        ]
+
+    def _ask(self, images: Sequence) -> tuple[np.ndarray, list[str | None]]:
+        bad = []
+        if isinstance(images, _ONE) or (isinstance(images, np.ndarray) and images.ndim < 4):
+            images = [images]
+        p_fake, reasons = self.score_or_say_why(
+            Pictures(images), on_bad=lambda *why: bad.append(": ".join(why))
+        )
+        if bad:
+            raise ValueError(f"unreadable picture {bad[0]}")
+        return p_fake, reasons
+
+    def score(self, source: sources.Source, on_bad: OnBad | None = None) -> np.ndarray:
+        """[N] float64 p_fake of a source; nan where there is none.
+
+        `on_bad` is told of what cannot be read.
+        """
+        return self.score_or_say_why(source, on_bad)[0]
+
+    def score_or_say_why(
+        self, source: sources.Source, on_bad: OnBad | None = None
+    ) -> tuple[np.ndarray, list[str | None]]:
+        """([N] float64 p_fake, N reasons why there is none, or None) of a source.
+
+        p_fake is nan with a reason, and where a picture cannot be read: `on_bad` is told of that.
+        """
+        scores = scoring.score_source(
+            self.model,
+            source,
+            self.data_config,
+            self._mesh,
+            on_bad=on_bad,
+            least_px=scoring.needed_px(self.data_config),
+        )
+        p_fake = np.full(len(source), np.nan)
+        p_fake[scores.index] = calibration.p_fake(scores.logits, self.temperature)
+        return p_fake, [scores.refused.get(i) for i in range(len(source))]
+
+
+class Pictures:
+    """A source of paths, encoded files (bytes), Pillow pictures and uint8 arrays, [H, W, 3] RGB or
+    [H, W] grey, in any mixture."""
+
+    groups = None
+
+    def __init__(self, images: Iterable):
+        self._images = images = list(images)
+        self.labels = np.full(len(images), -1, np.int32)
+        self.ids = [
+            os.fspath(image) if isinstance(image, str | os.PathLike) else f"number {i}"
+            for i, image in enumerate(images)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, i: int) -> bytes:
+        image = self._images[i]
+        if isinstance(image, bytes | bytearray | memoryview):
+            return bytes(image)
+        if isinstance(image, str | os.PathLike):
+            if os.path.isdir(image):
+                raise OSError("no picture in this folder")
+            return pathlib.Path(image).read_bytes()
+        if isinstance(image, Image.Image):
+            if image.mode[0] in "IF":  # their range is not known
+                raise OSError(f"a Pillow picture of mode {image.mode}: scale it to L or RGB first")
+            image = to_rgb(image)
+        image = np.asarray(image)  # of NumPy, JAX
+        if image.ndim == 2:
+            image = np.repeat(image[:, :, None], 3, axis=2)
+        if not image.size or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise OSError(f"{image.dtype} {image.shape} is neither uint8 [H, W, 3] nor [H, W]")
+        return cv2.imencode(".bmp", image[..., ::-1])[1].tobytes()  # without loss, and quick

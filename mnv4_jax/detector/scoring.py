@@ -1,0 +1,172 @@
+"""Pictures in, logits out: every example exactly once, over any number of hosts.
+
+`train`, `evaluate` and `predict` all score through this one function.
+"""
+
+import collections
+import functools
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from input_pipeline.batches import OnBad, eval_batches, evaluation_side
+from input_pipeline.sources import Source
+from input_pipeline.transforms import ONE_COLOUR
+from mnv4_jax.models.weights import eval_step, split
+from mnv4_jax.runtime.mesh import put_batch, replicated
+
+# A picture whose shorter side has fewer pixels holds too little of a face for an answer: what the
+# detector would see is what scaling up made of it.
+LEAST_PX = 64
+_IN_FLIGHT = 2
+# Few, so that their programs are soon all in the compilation cache. On two CPU cores, 128 px, 16 at
+# a time are 233 images/s, 64 are 135: the features no longer fit the cache.
+_BATCH_SIZES = {"cpu": (1, 16)}
+_BATCH_SIZES_ELSEWHERE = (1, 16, 128)
+
+
+_ARRAYS = ("image", "label", "index", "mask", "refused")
+
+
+class Stopped(Exception):
+    """Scoring was told to stop before its end."""
+
+
+class Scores(NamedTuple):
+    """What the model said of N examples, in the order of `index`."""
+
+    logits: np.ndarray  # [N, 2] float, fake and real
+    labels: np.ndarray  # [N] int32
+    index: np.ndarray  # [N] int32, position in the source; unreadable pictures are missing
+    refused: Mapping[int, str] = {}  # position: why this picture is missing though it can be read
+
+
+@functools.cache
+def _compiled(graphdef: nnx.GraphDef, dtype, mesh: Mesh):
+    def step(weights, batch):
+        logits = eval_step(weights, batch["image"], graphdef=graphdef, dtype=dtype)
+        return logits, batch["label"], batch["index"], batch["mask"], batch["refused"]
+
+    # Replicated results: every process can read all of them.
+    return jax.jit(step, out_shardings=replicated(mesh))
+
+
+def score(
+    model: nnx.Module,
+    batches: Iterable[dict[str, np.ndarray]],
+    mesh: Mesh,
+    *,
+    least_px: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+) -> Scores:
+    """Scores every unmasked example of `batches`.
+
+    Args:
+      model: a `classifier.Classifier` in which the weights are.
+      batches: this process's part of global batches, as `input_pipeline.batches.eval_batches`
+        yields them; every process must bring the same number, of one shape.
+      mesh: over which to split them; the global batch must divide by its size.
+      least_px: that `batches` were made with.
+      stop: asked before each batch; on yes Stopped is raised.
+
+    Returns:
+      The scores of all processes' examples, the same on each.
+    """
+    graphdef, weights = split(model)
+    dtype = jax.tree.leaves(weights)[0].dtype
+    # Through the host: a checkpoint lies on one device of each process, and device_put would move
+    # such arrays between processes.
+    everywhere = replicated(mesh)
+    weights = jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(everywhere, x, x.shape),
+        jax.device_get(weights),
+    )
+    step = _compiled(graphdef, dtype, mesh)
+    pending, done = collections.deque(), []
+    for batch in batches:
+        if stop():
+            raise Stopped
+        arrays = {name: batch[name] for name in _ARRAYS}
+        pending.append(step(weights, put_batch(arrays, mesh)))
+        if len(pending) > _IN_FLIGHT:
+            done.append(jax.device_get(pending.popleft()))
+    done.extend(jax.device_get(list(pending)))
+    if not done:
+        return Scores(np.zeros((0, 2)), np.zeros(0, np.int32), np.zeros(0, np.int32))
+    columns = (np.concatenate(column) for column in zip(*done, strict=True))
+    logits, labels, index, mask, refused = columns
+    order = np.flatnonzero(mask)
+    order = order[np.argsort(index[order], kind="stable")]
+    why = {int(index[i]): int(refused[i]) for i in np.flatnonzero(refused)}
+    reasons = {i: reason_of(why[i], least_px) for i in sorted(why)}
+    return Scores(logits[order], labels[order], index[order], reasons)
+
+
+def reason_of(refused: int, least_px: int) -> str:
+    """In words what `transforms.why_refused` found."""
+    if refused == ONE_COLOUR:
+        return "one colour only"
+    return f"too small: {refused} px, needs {least_px}"
+
+
+def score_source(
+    model: nnx.Module,
+    source: Source,
+    data_config: ConfigDict,
+    mesh: Mesh,
+    *,
+    description: str = "",
+    on_bad: OnBad | None = None,
+    least_px: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+) -> Scores:
+    """`score` of a whole source in evaluation form; a progress bar on a terminal, if described.
+
+    Every process must call it. With `least_px` (see `needed_px`) a picture of fewer pixels, or of
+    one colour, gets no score: `Scores.refused` says why. `on_bad` is told (id, reason) of those
+    this process cannot read.
+    """
+    sizes = _BATCH_SIZES.get(jax.default_backend(), _BATCH_SIZES_ELSEWHERE)
+    size = max(b for b in sizes if b <= max(1, len(source)))
+    size = -(-size // mesh.size) * mesh.size
+    batches = eval_batches(
+        source,
+        data_config,
+        batch_size=size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        on_bad=on_bad,
+        least_px=least_px,
+    )
+    show = bool(description) and jax.process_index() == 0 and sys.stderr.isatty()
+    with batches:
+        tracked = rich.progress.track(
+            batches,
+            description,
+            total=-(-len(source) // size),
+            console=rich.console.Console(stderr=True),
+            disable=not show,
+        )
+        return score(model, tracked, mesh, least_px=least_px, stop=stop)
+
+
+def needed_px(data_config: ConfigDict) -> int:
+    """The shorter side that a picture needs for an answer: `LEAST_PX`, or all that a detector of
+    smaller pictures looks at."""
+    return min(LEAST_PX, evaluation_side(data_config))
+
+
+def evaluation_config(data_config: ConfigDict) -> ConfigDict:
+    """A copy of `config.data` as `evaluate` and `predict` use it: one process, a known size."""
+    data_config = data_config.copy_and_resolve_references()
+    data_config.workers = 0
+    data_config.eval_image_size = evaluation_side(data_config)
+    return data_config

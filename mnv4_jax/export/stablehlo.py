@@ -1,0 +1,52 @@
+"""A detector as one StableHLO program that jax alone can run: weights, preprocessing and all.
+
+To run it there: `jax.export.deserialize(contents).call(pictures)`.
+"""
+
+import functools
+
+import jax
+import jax.export
+import jax.numpy as jnp
+
+from mnv4_jax.detector import saved, scoring
+from mnv4_jax.models import weights as weights_lib
+from mnv4_jax.ops import conv
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def stablehlo(loaded: saved.Checkpoint, *, pixels: str = "uint8") -> bytes:
+    """Serialises pictures -> p_fake for every one of PLATFORMS, computing in float32.
+
+    Args:
+      loaded: the detector; its side of evaluation, S, becomes that of the pictures.
+      pixels: "uint8", 0 to 255, or "float32", 0 to 1.
+
+    Returns:
+      What `jax.export.deserialize` reads: [B, S, S, 3] pixels, RGB, any B -> [B] float32,
+      calibrated.
+    """
+    size = scoring.evaluation_config(loaded.config.data).eval_image_size
+    temperature = (loaded.calibration or {}).get("temperature", 1.0)
+    graphdef, weights = weights_lib.split(loaded.model)
+    weights = jax.tree.map(jnp.float32, weights)
+
+    def p_fake(weights, pictures, *, form):
+        model = weights_lib.merge(graphdef, weights)
+        model.dtype = jnp.float32  # trained in bfloat16 or not
+        images = pictures / jnp.float32(255) if pixels == "uint8" else pictures
+        with conv.use(form):
+            return jax.nn.softmax(model(images) / temperature)[:, 0]
+
+    def every_platform(pictures):
+        return jax.lax.platform_dependent(
+            weights,
+            pictures,
+            cpu=functools.partial(p_fake, form=conv.PURE_CPU),
+            default=functools.partial(p_fake, form=conv.NATIVE),
+        )
+
+    (batch,) = jax.export.symbolic_shape("batch")
+    pictures = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.dtype(pixels))
+    return jax.export.export(jax.jit(every_platform), platforms=PLATFORMS)(pictures).serialize()

@@ -1,0 +1,197 @@
+"""Weights under timm's names and in PyTorch's layout, without PyTorch: pure functions on arrays.
+
+A tensor's name is its path in the model with the last part renamed, so there is no table to keep.
+A Gabor bank adds `gabor.weight`, its taps as they stand, and a learnable one its five parameters.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from input_pipeline.cli import UserError
+from mnv4_jax.models import classifier, mobilenetv4, vit
+from mnv4_jax.models import weights as weights_lib
+from mnv4_jax.models.backbones import names
+
+_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+_HEAD = ("classifier.weight", "classifier.bias", "head.weight", "head.bias")
+# What depends on the front end, on the number of classes and on the size of the pictures.
+_NOT_THE_NETWORK = (*_HEAD, "conv_stem.weight", "patch_embed.proj.weight", "pos_embed")
+TAPS = "gabor.weight"
+
+
+def to_timm(model: classifier.Classifier) -> dict[str, np.ndarray]:
+    """Every parameter and statistic of `model`, each once, and its Gabor taps.
+
+    Returns:
+      {timm's key: array}; convolutions [out, in / groups, k, k], linear [out, in]. Without a bank
+      these are the keys that `load_state_dict(strict=True)` takes (`num_batches_tracked` aside,
+      which PyTorch does not ask for).
+    """
+    tensors = {
+        timm_key(path): _to_torch(np.asarray(value))
+        for path, value in _flat(weights_lib.split(model)[1]).items()
+    }
+    if model.gabor is not None:
+        tensors[TAPS] = _to_torch(np.asarray(model.gabor.weight()))
+    return tensors
+
+
+def from_timm(
+    model: classifier.Classifier, tensors: Mapping[str, np.ndarray], *, new_head: bool = False
+) -> dict[str, nnx.State]:
+    """The inverse of `to_timm`, byte for byte.
+
+    Args:
+      model: what the tensors must fit; `nnx.eval_shape` of one will do.
+      tensors: under timm's keys; `num_batches_tracked` may be among them and is not used.
+      new_head: leave the classifier of `model` as it is where the tensors' has another size.
+
+    Returns:
+      {"params", "stats"}: pure states.
+
+    Raises:
+      UserError: lists every key that is missing, not used or wrongly shaped.
+    """
+    tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
+    weights = weights_lib.split(model)[1]
+    values = _flat(weights)
+    fresh = _HEAD if new_head and has_other_head(tensors) else ()
+    tensors = {k: v for k, v in tensors.items() if k not in fresh}
+    taps = tensors.pop(TAPS, None) if model.gabor is not None else None
+    keys = {path: timm_key(path) for path in values}
+    wanted = {k: torch_shape(values[p].shape) for p, k in keys.items() if k not in fresh}
+    if "pos_embed" in tensors and "pos_embed" in wanted:
+        tensors["pos_embed"] = _positions(tensors, wanted["pos_embed"])
+    _check_keys(tensors, wanted)
+    for path, key in keys.items():
+        if key not in fresh:
+            values[path] = jnp.asarray(_from_torch(tensors[key]), values[path].dtype)
+    loaded = {
+        name: nnx.from_flat_state([(p[1:], v) for p, v in values.items() if p[0] == name])
+        for name in weights
+    }
+    if model.gabor is not None:
+        _check_taps(model, loaded, taps)
+    return loaded
+
+
+def _positions(tensors: Mapping[str, np.ndarray], wanted: tuple[int, ...]) -> np.ndarray:
+    """Position embeddings for pictures of the model's size, as timm resamples them on loading."""
+    prefix = 0 if "reg_token" in tensors else 1
+    side, rest = round((wanted[1] - prefix) ** 0.5), tensors["pos_embed"]
+    if rest.shape == wanted or rest.ndim != 3 or rest.shape[2] != wanted[2]:
+        return rest
+    return np.asarray(vit.resample_positions(jnp.asarray(rest), (side, side), prefix=prefix))
+
+
+def has_other_head(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether the tensors classify into other than the project's two classes."""
+    head = tensors.get("classifier.weight", tensors.get("head.weight"))
+    return head is not None and head.shape[0] != len(classifier.LABELS)
+
+
+def timm_key(path: Iterable[str | int]) -> str:
+    """("params", "backbone", "blocks", 2, 0, "pw_exp", "bn", "scale") -> timm's key."""
+    names = [str(name) for name in path if name not in ("params", "stats", "backbone")]
+    return ".".join([*names[:-1], _LEAVES.get(names[-1], names[-1])])
+
+
+def find_variant(config: ConfigDict, tensors: Mapping[str, np.ndarray]) -> str:
+    """The row of the table whose shapes the tensors have, stem inputs and head aside.
+
+    Raises:
+      UserError: none; lists how the nearest one differs.
+    """
+    shapes = {
+        k: v.shape
+        for k, v in tensors.items()
+        if k not in _NOT_THE_NETWORK and not k.endswith("num_batches_tracked")
+    }
+    nearest = {}
+    for name in _candidates(shapes):
+        config = config.copy_and_resolve_references()
+        config.model.name = name
+        model = nnx.eval_shape(lambda: classifier.build(config, seed=0))  # noqa: B023
+        wanted = {
+            timm_key(p): torch_shape(v.shape) for p, v in _flat(weights_lib.split(model)[1]).items()
+        }
+        wanted = {k: s for k, s in wanted.items() if k not in _NOT_THE_NETWORK}
+        nearest[name] = _differences(shapes, wanted)
+        if not nearest[name]:
+            return name
+    name = min(nearest, key=lambda n: len(nearest[n]))
+    raise UserError(
+        f"the weights are of no known model ({', '.join(names())}); beside {name}:"
+        f" {'; '.join(nearest[name])}"
+    )
+
+
+def _candidates(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The rows that may fit; a transformer is told by its class token's width and registers."""
+    if "cls_token" not in shapes:
+        return list(mobilenetv4.VARIANTS)
+    fitting = [
+        name
+        for name, row in vit.VARIANTS.items()
+        if row.width == shapes["cls_token"][-1] and (row.registers > 0) == ("reg_token" in shapes)
+    ]
+    return fitting or ["vit_tiny_patch16_224"]
+
+
+def _check_keys(tensors, wanted):
+    differences = _differences({k: v.shape for k, v in tensors.items()}, wanted)
+    if differences:
+        raise UserError(f"the weights do not fit the model: {'; '.join(differences)}")
+
+
+def _differences(shapes, wanted):
+    return [
+        *(f"missing {k}" for k in wanted if k not in shapes),
+        *(f"not used {k}" for k in shapes if k not in wanted),
+        *(
+            f"{k} is {list(shapes[k])}, must be {list(wanted[k])}"
+            for k in wanted
+            if k in shapes and tuple(shapes[k]) != tuple(wanted[k])
+        ),
+    ]
+
+
+def _check_taps(model, weights, taps):
+    """The taps follow from the bank's parameters; a file in which they do not is not this model."""
+    if taps is None:
+        raise UserError(f"the weights do not fit the model: missing {TAPS}")
+    expected = weights_lib.merge(weights_lib.split(model)[0], weights).gabor.weight()
+    expected = _to_torch(np.asarray(expected))
+    if taps.shape != expected.shape or not np.allclose(taps, expected, atol=1e-6):
+        raise UserError(f"the weights do not fit the model: {TAPS} is not the bank of its settings")
+
+
+def _flat(weights: Mapping[str, nnx.State]) -> dict[tuple, jax.Array]:
+    """{("params" or "stats", *path): array}"""
+    return {
+        (name, *path): value
+        for name, state in weights.items()
+        for path, value in nnx.to_flat_state(state)
+    }
+
+
+def _to_torch(array):
+    """HWIO -> OIHW, [in, out] -> [out, in]."""
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
+    return np.ascontiguousarray(array.transpose(axes)) if axes else array
+
+
+def _from_torch(array):
+    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
+    return np.ascontiguousarray(array.transpose(axes)) if axes else array
+
+
+def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a parameter of this shape has in PyTorch."""
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(len(shape))
+    return tuple(shape[a] for a in axes) if axes else tuple(shape)

@@ -1,0 +1,289 @@
+"""A job: what is left of a plan, decoded and scored by Ray Data, written shard by shard.
+
+Exactly once: answers carry their place in the input. The driver keeps the first to each row, writes
+a shard once every row of it has one, and asks again, row by row, for those that never came.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from input_pipeline import engine
+from input_pipeline.cli import UserError
+from mnv4_jax.fleet import decoding, inputs, plan, shards
+from mnv4_jax.fleet.store import Store
+
+FILE = "job.json"
+# Of a decode task whose process was lost. Ray Data itself would try for ever, also with a picture
+# that kills it each time.
+_RETRIES = 3
+_GAVE_UP = "each task that tried to read it failed or was killed"
+# Tasks whose process was lost again and again, before the job as a whole is given up.
+_LOST_CHUNKS = 0.02
+_SINGLE_ROWS = 10_000  # that are asked for one by one, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Of a job. `keep_crops`: see `views.face_views`; `scorers`: actors, 0: as many as fit."""
+
+    source: str
+    out: str
+    checkpoint: str | None
+    raw: bool = False
+    column: str | None = None
+    limit: int | None = None
+    shard_rows: int = 10_000
+    faces: bool = False
+    keep_crops: bool = False
+    threshold: Callable[[dict[str, float]], float] = lambda thresholds: 0.5
+    scorers: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A plan and a detector, and what of it is done already."""
+
+    store: Store
+    given: inputs.Input
+    plan: plan.Plan
+    card: Any  # scorer.Card
+    threshold: float
+    options: Options
+    done: set[int]
+
+    @property
+    def id(self) -> str:
+        return f"{self.plan.digest}/{self.card.digest}"
+
+    def rows_left(self) -> int:
+        return int(self.plan.rows.sum()) - sum(int(self.plan.rows[i]) for i in self.done)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """An input, listed into the job's folder."""
+
+    store: Store
+    given: inputs.Input
+    plan: plan.Plan
+
+
+def list_input(options: Options) -> Listed:
+    """Needs no Ray. Raises UserError where the input is not there, or has no picture."""
+    given = inputs.open_input(options.source, options.column)
+    store = Store(options.out)
+    store.make()
+    planned = plan.write(given, store, shard_rows=options.shard_rows, limit=options.limit)
+    if not len(planned.rows):
+        raise UserError(f"--input={options.source}: an empty list: no picture in it")
+    return Listed(store, given, planned)
+
+
+def open_job(ray: ModuleType, options: Options, listed: Listed) -> Job:
+    """Looks at the checkpoint and at what is in `options.out` already.
+
+    Raises:
+      UserError: no checkpoint, or the folder holds the output of another job.
+    """
+    store, given, planned = listed.store, listed.given, listed.plan
+    card = _describe(ray, options)
+    threshold = options.threshold(card.thresholds)
+    facts = {
+        "input": planned.digest,
+        "pictures": int(planned.rows.sum()),
+        "shard_rows": options.shard_rows,
+        "checkpoint": card.digest,
+        "faces": options.faces,
+        "keep_crops": options.keep_crops,
+        "threshold": threshold,
+    }
+    if store.exists(FILE):
+        _check_same(json.loads(store.read(FILE)), facts, options)
+    elif store.names(shards.FOLDER):
+        raise UserError(
+            f"--out={options.out} holds {shards.FOLDER}/ and no {FILE}: name another folder"
+        )
+    plan.adopt(store)
+    store.write(FILE, json.dumps(facts, indent=1).encode())
+    job = Job(store, given, planned, card, threshold, options, set())
+    job.done.update(shards.finished(store, planned.rows, job.id))
+    return job
+
+
+def _describe(ray: ModuleType, options: Options):
+    # JAX comes in with scorer.py: the driver has no use for it. max_calls=1: nor has any process
+    # that was told to leave the accelerator alone.
+    def describe(checkpoint, raw):
+        from mnv4_jax.fleet import scorer
+
+        return scorer.describe(checkpoint, raw)
+
+    checkpoint = options.checkpoint
+    if checkpoint and "://" not in checkpoint:
+        checkpoint = os.path.abspath(os.path.expanduser(checkpoint))
+    task = ray.remote(num_cpus=1, max_calls=1)(describe)
+    try:
+        return ray.get(task.remote(checkpoint, options.raw))
+    except ray.exceptions.RayError as error:
+        raise engine.user_error(error) or error from None
+
+
+def _check_same(there: dict, facts: dict, options: Options) -> None:
+    same_as = {
+        "input": f"another --input, --limit or --shard_rows than {options.source} as it is now",
+        "pictures": "another input",
+        "checkpoint": "another --checkpoint",
+        "threshold": f"--threshold={there.get('threshold')}",
+        "faces": f"faces={there.get('faces')}",
+        "shard_rows": f"--shard_rows={there.get('shard_rows')}",
+    }
+    for field, value in facts.items():
+        if there.get(field) != value:
+            what = same_as.get(field, f"{field}={there.get(field)}")
+            raise UserError(
+                f"--out={options.out} holds the output of {what}: name another folder, or delete"
+                " this one"
+            )
+
+
+def run(ray: ModuleType, job: Job, on_answers: Callable[[int], None]) -> None:
+    """Scores what is left and writes it.
+
+    Args:
+      on_answers: told how many rows more have their answer.
+
+    Raises:
+      UserError: the disk is full, or a worker met something to put right.
+    """
+    left = [i for i in range(len(job.plan.rows)) if i not in job.done]
+    open_shards: dict[int, shards.Shard] = {}
+    chunks = job.plan.chunks[np.isin(job.plan.chunks[:, 0], left)]
+    _round(ray, job, plan.tasks(chunks), open_shards, on_answers, single=False)
+    missing = _missing(job, left, open_shards)
+    if missing:
+        if len(missing) > _SINGLE_ROWS:
+            raise UserError(
+                f"{len(missing):,} pictures were lost with the processes that read them, too many"
+                " to ask for one by one: run the same command again"
+            )
+        singles = np.array([(shard, row, row + 1) for shard, row in missing])
+        _round(ray, job, singles, open_shards, on_answers, single=True)
+        missing = _missing(job, left, open_shards)
+        if len(missing) == sum(int(job.plan.rows[i]) for i in left):  # that is not the pictures
+            raise UserError(
+                f"none of {len(missing):,} pictures was answered: every task failed or was killed;"
+                " is there memory for them, and do all machines see --input and --out? Ray's logs"
+                " say more (/tmp/ray/session_latest/logs)"
+            )
+        for shard, row in missing:
+            lost = open_shards.setdefault(shard, shards.Shard(int(job.plan.rows[shard])))
+            on_answers(lost.take(row, (None, None, _GAVE_UP, None)))
+            if lost.complete:
+                _write(job, shard, open_shards.pop(shard))
+
+
+def _missing(job: Job, left: list[int], open_shards: dict) -> list[tuple[int, int]]:
+    out = []
+    for shard in left:
+        if shard not in job.done:
+            kept = open_shards.get(shard) or shards.Shard(int(job.plan.rows[shard]))
+            out += [(shard, row) for row in kept.missing()]
+    return out
+
+
+def _round(ray, job: Job, chunks: np.ndarray, open_shards: dict, on_answers, *, single: bool):
+    # Closed whatever happens: else Ray Data's thread meets a Ray that was shut down, and takes the
+    # process with it before it has said why.
+    with contextlib.closing(_answers(ray, job, chunks, single=single)) as tables:
+        for table in tables:
+            new = 0
+            for shard, row, *answer in zip(*(c.to_pylist() for c in table.columns), strict=True):
+                if shard in job.done:
+                    continue
+                if shard not in open_shards:
+                    open_shards[shard] = shards.Shard(int(job.plan.rows[shard]))
+                new += open_shards[shard].take(row, tuple(answer))
+                if open_shards[shard].complete:
+                    _write(job, shard, open_shards.pop(shard))
+            on_answers(new)
+
+
+def _write(job: Job, shard: int, answers: shards.Shard) -> None:
+    data = shards.encode(
+        answers,
+        plan.entries(job.store, shard),
+        first_row=int(job.plan.rows[:shard].sum()),
+        threshold=job.threshold,
+        checkpoint=job.card.digest,
+        job=job.id,
+    )
+    job.store.write(shards.name(shard), data)
+    job.done.add(shard)
+
+
+def _answers(ray: ModuleType, job: Job, chunks: np.ndarray, *, single: bool) -> Iterator:
+    """Tables of `shards.ANSWERS`, in any order; a row may come again and, if a process is lost
+    again and again, not at all."""
+    if not len(chunks):
+        return
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = decoding.BLOCK_BYTES
+    context.max_errored_blocks = -1 if single else max(2, int(_LOST_CHUNKS * len(chunks)))
+    decode = decoding.Decoder(
+        out=job.store.folder,
+        chunks=ray.put(chunks),
+        kind=job.given.kind,
+        column=job.given.column,
+        transform=job.card.transform,
+        least_px=job.card.least_px,
+        faces=job.options.faces,
+        keep_crops=job.options.keep_crops,
+    )
+    actors, resources, threads = _scorers(ray, job.options.scorers)
+    views = ray.data.range(len(chunks), override_num_blocks=len(chunks)).map_batches(
+        decode, batch_size=None, batch_format="numpy", num_cpus=0.5, max_retries=_RETRIES
+    )
+    answers = views.map_batches(
+        _scorer_class(),
+        fn_constructor_args=(job.card, job.options.raw, threads),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        **resources,
+    )
+    try:
+        yield from answers.iter_batches(batch_size=None, batch_format="pyarrow")
+    except ray.exceptions.RayError as error:
+        raise engine.user_error(error) or error from None
+
+
+def _scorer_class() -> type:
+    from mnv4_jax.fleet.scorer import Scorer  # with JAX, which the driver does not start
+
+    return Scorer
+
+
+def _scorers(ray: ModuleType, wanted: int) -> tuple[int, dict[str, Any], int]:
+    """(actors, what each takes of its machine, threads of XLA).
+
+    One a GPU or TPU host where there is one. On CPUs one a core, of one thread: on two busy cores,
+    128 px, two scored 266 to 379 pictures/s, one of two threads 167 to 263. They take half of the
+    CPUs that Ray counts, and decode tasks the other half; which of them runs is for the kernel.
+    """
+    there = ray.cluster_resources()
+    if gpus := int(there.get("GPU", 0)):
+        return min(wanted or gpus, gpus), {"num_gpus": 1}, 0
+    if tpus := there.get("TPU", 0):
+        hosts = sum("TPU" in node["Resources"] for node in ray.nodes() if node["Alive"])
+        each = tpus / hosts
+        return min(wanted or hosts, hosts), {"resources": {"TPU": each}}, 0
+    cpus = int(there.get("CPU", 1))
+    actors = wanted or cpus
+    return actors, {"num_cpus": cpus / (2 * actors)}, max(1, cpus // actors)

@@ -1,0 +1,88 @@
+"""What a set of one class allows: its error rates. Photographs alone have no AUC, but they have
+false alarms, and those are what most people can measure.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from mnv4_jax.measure import metrics
+
+# Averages over pictures of one class say something of that class. Everything else compares the
+# classes, or depends on the share of fakes.
+_ALLOWED = {
+    "real": {"accuracy", "recall_real", "log_loss", "brier"},
+    "fake": {"accuracy", "recall_fake", "log_loss", "brier"},
+}
+# The rate that answers p_fake ≥ threshold give: of reals these are false alarms, of fakes finds.
+RATE = {"real": "false_alarm_rate", "fake": "recall_fake"}
+
+
+def only_class(labels: np.ndarray) -> str | None:
+    """ "fake" or "real" where all of `labels` [N] are that; None where there are both."""
+    present = set(np.unique(labels).tolist())
+    return {frozenset({metrics.FAKE}): "fake", frozenset({metrics.REAL}): "real"}.get(
+        frozenset(present)
+    )
+
+
+def undefined(present: str) -> dict[str, Any]:
+    """A metric that has no value where only `present` ("fake" or "real") is there, and why."""
+    return {
+        "value": math.nan,
+        "ci95": [math.nan, math.nan],
+        "reason": f"needs both classes; there are only {present} pictures",
+    }
+
+
+def restrict(values: Mapping[str, dict], present: str) -> dict[str, dict]:
+    """`values` of `metrics.metrics_with_intervals`; what one class leaves undefined says so."""
+    return {
+        name: value if name in _ALLOWED[present] else undefined(present)
+        for name, value in values.items()
+    }
+
+
+def rate(called: np.ndarray, groups: Sequence[str] | None = None) -> dict[str, Any]:
+    """{"value", "ci95"} of the share of `called` [N] bool.
+
+    The interval is the bootstrap's of `metrics.metrics_with_intervals`, whole groups at a time.
+    Where all or none were called every resample agrees, and its interval would be a point: there it
+    is Clopper and Pearson's (1934) exact one for as many independent draws as there are groups.
+    """
+    called = np.asarray(called, bool)
+    if not len(called):
+        return {"value": math.nan, "ci95": [math.nan, math.nan]}
+    if 0 < called.mean() < 1:
+        labels = np.full(len(called), metrics.FAKE)
+        answers = np.stack([called, ~called], axis=1)
+        return metrics.metrics_with_intervals(labels, answers, groups)["recall_fake"]
+    draws = len(called) if groups is None else len(set(groups))
+    if draws < 2 and groups is not None:  # one group alone says nothing of others
+        return {"value": float(called.mean()), "ci95": [math.nan, math.nan]}
+    exact = stats.binomtest(int(called.mean()) * draws, draws).proportion_ci(method="exact")
+    return {"value": float(called.mean()), "ci95": [float(exact.low), float(exact.high)]}
+
+
+def by_group(
+    p_fake: np.ndarray, groups: Sequence[str], thresholds: Sequence[float], present: str
+) -> list[dict[str, Any]]:
+    """{"group", "n", "rates"} of each group, the worst at the first threshold first.
+
+    Args:
+      p_fake: [N] calibrated.
+      groups: [N] names.
+      thresholds: T of them; "rates" is the share of p_fake ≥ each.
+      present: "fake" or "real"; of reals the highest rate is the worst, of fakes the lowest.
+    """
+    names, member = np.unique(groups, return_inverse=True)
+    rows = []
+    for i, name in enumerate(names.tolist()):
+        p = p_fake[member == i]
+        rates = [float((p >= threshold).mean()) for threshold in thresholds]
+        rows.append({"group": name, "n": len(p), "rates": rates})
+    sign = -1 if present == "real" else 1
+    return sorted(rows, key=lambda row: (sign * row["rates"][0], row["group"]))

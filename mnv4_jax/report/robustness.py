@@ -1,0 +1,118 @@
+"""How much of a detector is left when pictures are damaged: every kind and level in one pass."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from input_pipeline.decode import decode
+from input_pipeline.sources import Source
+from mnv4_jax.detector import scoring
+from mnv4_jax.measure import calibration, metrics
+from mnv4_jax.measure.corruptions import CORRUPTIONS, corrupt, encode_jpeg
+from mnv4_jax.report import one_class
+
+_RESAMPLES = 200
+
+
+class Damaged:
+    """A source of `picks` of another one: undamaged first, then under every kind and level.
+
+    Example `i` is pick `i % len(picks)` under damage `i // len(picks)` of `damages`.
+    """
+
+    groups = None
+
+    def __init__(self, source: Source, picks: Sequence[int]):
+        self._source, self._picks = source, list(picks)
+        self.damages = [("none", 0.0)]
+        self.damages += [(kind, level) for kind, c in CORRUPTIONS.items() for level in c.levels]
+        self.labels = np.tile(np.asarray(source.labels)[self._picks], len(self.damages))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def ids(self) -> list[str]:
+        return [f"{self._source.ids[p]} ({k} {v:g})" for k, v in self.damages for p in self._picks]
+
+    def read(self, i: int) -> bytes:
+        """An encoded picture; without loss, unless the damage is JPEG's own."""
+        damage, pick = divmod(i, len(self._picks))
+        kind, level = self.damages[damage]
+        data = self._source.read(self._picks[pick])
+        if kind == "none":
+            return data
+        if kind == "jpeg":
+            pixels = decode(data)
+            if max(pixels.shape) > 65500:
+                raise OSError("larger than a JPEG can be")
+            return encode_jpeg(pixels, level)
+        damaged = corrupt(decode(data), kind, level, seed=self._picks[pick])
+        return cv2.imencode(".bmp", cv2.cvtColor(damaged, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def choose(labels: np.ndarray, index: np.ndarray, n: int, *, seed: int = 0) -> np.ndarray:
+    """About `n` of `index` [N], half of them fake where there are as many; sorted.
+
+    Where there is one class only, `n` of that.
+
+    The AUC and the false-alarm rate do not depend on the share of fakes, so a small sample spends
+    itself best in halves.
+    """
+    rng = np.random.default_rng(seed)
+    halves = [index[labels == label] for label in (metrics.FAKE, metrics.REAL)]
+    each = max(1, n // 2 if all(len(half) for half in halves) else n)
+    return np.sort(np.concatenate([rng.permutation(half)[:each] for half in halves]))
+
+
+def sweep(
+    model: nnx.Module,
+    source: Source,
+    picks: Sequence[int],
+    data_config: Any,
+    mesh: Mesh,
+    *,
+    temperature: float,
+    threshold: float,
+    groups: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Scores `picks` under no damage and under every kind and level of `CORRUPTIONS`.
+
+    Every process must call it; all get the same answer.
+
+    Returns:
+      One {"kind", "level", "auc": {"value", "ci95"}, "false_alarm_rate"} for each: the share of
+      real pictures whose calibrated p_fake reaches the fixed `threshold`. Where `picks` are of one
+      class the AUC is undefined, and "ci95" is the interval of the rate that is left (over `groups`
+      [len(source)], if given): "false_alarm_rate", or of fakes "recall_fake".
+    """
+    damaged = Damaged(source, picks)
+    scores = scoring.score_source(model, damaged, data_config, mesh, description="damaged")
+    rows = []
+    for i, (kind, level) in enumerate(damaged.damages):
+        here = scores.index // len(picks) == i
+        logits, labels = scores.logits[here], scores.labels[here]
+        called = calibration.p_fake(logits, temperature) >= threshold
+        if present := one_class.only_class(labels):
+            of = None
+            if groups is not None:
+                of = [groups[picks[p]] for p in scores.index[here] % len(picks)]
+            rate = one_class.rate(called, of)
+            row = {"kind": kind, "level": level, "auc": one_class.undefined(present)}
+            row |= {"false_alarm_rate": float("nan"), one_class.RATE[present]: rate["value"]}
+            rows.append(row | {"ci95": rate["ci95"]})
+            continue
+        alarms = called[labels == metrics.REAL]
+        rows.append(
+            {
+                "kind": kind,
+                "level": level,
+                "auc": metrics.metrics_with_intervals(labels, logits, resamples=_RESAMPLES)["auc"],
+                "false_alarm_rate": float(alarms.mean()) if len(alarms) else float("nan"),
+            }
+        )
+    return rows

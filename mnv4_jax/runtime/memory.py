@@ -1,0 +1,29 @@
+"""Keeps freed memory in the process: page faults are a quarter of a training step on a CPU."""
+
+import ctypes
+import glob
+
+_ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1  # malloc.h
+_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")  # GPUs; TPUs
+
+
+def has_accelerator() -> bool:
+    """Whether this machine has a GPU or a TPU, known without asking JAX, which would start them."""
+    return any(glob.glob(pattern) for pattern in _ACCELERATORS)
+
+
+def keep_freed() -> None:
+    """For training on a CPU. Call this before JAX starts its threads, so that they share one malloc
+    arena. Does nothing where there is an accelerator, or another C library than glibc.
+
+    XLA frees its scratch memory after every step (513 MiB at batch 32 and 224 px), glibc hands
+    that back to the system, and in the next step every page of it is zeroed again. One arena, no
+    mapped blocks and no trimming leave it where it is.
+    """
+    if has_accelerator():
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(_ARENA_MAX, 1)
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, -1)

@@ -1,0 +1,42 @@
+"""The mesh and its shardings.
+
+Parallelism is over the batch alone: one mesh axis, `data`; parameters are replicated.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis, "data", over `devices` (default: all devices of all processes).
+
+    Devices are in the order of their processes, so that rows of a global batch lie where the
+    pipeline's slices do: the first rows on process 0. (`jax.make_mesh` may reorder them to suit a
+    torus; on TPU not even `jax.devices()` keeps a host's chips together.)
+    """
+    devices = jax.devices() if devices is None else devices
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis of an array over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """This process's rows [b, …] of a batch → global arrays [b * processes, …] over the mesh.
+
+    Returns without waiting for the transfer. Every process must call it, with equal shapes.
+    """
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

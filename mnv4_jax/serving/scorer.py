@@ -1,0 +1,132 @@
+"""Pictures from many requests, gathered into batches for one detector."""
+
+import asyncio
+import concurrent.futures
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from input_pipeline.decode import DecodeError, decode
+from input_pipeline.faces import FaceFinder
+from mnv4_jax.detector import explain
+from mnv4_jax.detector.detector import Detector, Pictures
+from mnv4_jax.detector.views import View, face_views
+
+MOST_WAITING = 256  # pictures; further ones are refused
+_BATCH = 16
+_WAIT_S = 0.005  # for more pictures, once one is there
+
+
+class Busy(Exception):
+    """`MOST_WAITING` pictures wait already."""
+
+
+class _Job(NamedTuple):
+    data: bytes
+    answer: asyncio.Future
+
+
+class Scorer:
+    """One batch at a time: faces are found and scored in one thread, pictures decoded in others.
+
+    Args:
+      detector: what answers.
+      find_faces: cut out the faces of photographs first, see `views.face_views`.
+    """
+
+    def __init__(self, detector: Detector, *, find_faces: bool):
+        self._detector = detector
+        self._finder = FaceFinder() if find_faces else None
+        self._waiting: asyncio.Queue[_Job] = asyncio.Queue(MOST_WAITING)
+        self._decoders = concurrent.futures.ThreadPoolExecutor(2, "decode")
+        self._scoring = concurrent.futures.ThreadPoolExecutor(1, "score")
+        self._task: asyncio.Task | None = None
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting.qsize()
+
+    def start(self) -> None:
+        """Within a running event loop."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """What still waits gets no answer."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._scoring.shutdown(wait=False, cancel_futures=True)
+
+    async def ask(self, data: bytes) -> list[dict[str, Any]]:
+        """One {"p_fake", "reason", "face"} for each view of an encoded picture.
+
+        Raises:
+          Busy: too many pictures wait.
+          DecodeError: the picture cannot be read.
+        """
+        answer = asyncio.get_running_loop().create_future()
+        try:
+            self._waiting.put_nowait(_Job(data, answer))
+        except asyncio.QueueFull:
+            raise Busy from None
+        return await answer
+
+    async def explain(self, data: bytes) -> np.ndarray:
+        """[S, S, 3] uint8: the first view of a picture with what spoke for fake and for real."""
+        loop = asyncio.get_running_loop()
+        pixels = await loop.run_in_executor(self._decoders, decode, data)
+        return await loop.run_in_executor(self._scoring, self._map, pixels)
+
+    def _map(self, pixels: np.ndarray) -> np.ndarray:
+        views = self._views(pixels) or [View(pixels)]
+        picture = Pictures([views[0].pixels])
+        ((_, seen, heat),) = explain.explain_source(
+            self._detector.model, picture, self._detector.data_config
+        )
+        return explain.overlay(seen, heat)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            jobs = [await self._waiting.get()]
+            await asyncio.sleep(_WAIT_S)
+            while len(jobs) < _BATCH and not self._waiting.empty():
+                jobs.append(self._waiting.get_nowait())
+            decoded = [loop.run_in_executor(self._decoders, decode, job.data) for job in jobs]
+            pictures = await asyncio.gather(*decoded, return_exceptions=True)
+            try:
+                answers = await loop.run_in_executor(self._scoring, self._score, pictures)
+            except Exception as error:  # one batch is lost, and the next is served
+                answers = [error] * len(jobs)
+            for job, answer in zip(jobs, answers, strict=True):
+                if job.answer.done():  # whoever asked has gone
+                    continue
+                if isinstance(answer, Exception):
+                    job.answer.set_exception(answer)
+                else:
+                    job.answer.set_result(answer)
+
+    def _views(self, pixels: np.ndarray) -> list[View]:
+        if self._finder is None:
+            return [View(pixels)]
+        return face_views(pixels, self._finder, keep_crops=True)
+
+    def _score(self, pictures: list) -> list:
+        views = [[] if isinstance(p, BaseException) else self._views(p) for p in pictures]
+        answers = iter(self._detector.answers([v.pixels for vs in views for v in vs]))
+        out = []
+        for picture, of_picture in zip(pictures, views, strict=True):
+            if isinstance(picture, DecodeError):
+                out.append(picture)
+            elif isinstance(picture, BaseException):
+                out.append(DecodeError(type(picture).__name__))
+            elif not of_picture:
+                out.append([{"p_fake": None, "reason": "no face found", "face": None}])
+            else:
+                rows = []
+                for view in of_picture:
+                    answer = next(answers)
+                    row = {"p_fake": answer.p_fake, "reason": answer.reason, "face": view.box}
+                    rows.append(row)
+                out.append(rows)
+        return out

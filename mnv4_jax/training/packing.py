@@ -1,0 +1,109 @@
+"""Named arrays as a few vectors, for the sake of speed: what the jitted step takes and returns.
+
+With the 250 arrays of the default network passed by name, a step cost 5 ms more, and XLA compiled
+the update of each of them on its own: 16 s of CPU time in place of 10.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mnv4_jax.training.optimizer import FROZEN
+from mnv4_jax.training.state import TrainState
+
+
+class Packing:
+    """Packs and unpacks the weights of one model, and a TrainState that holds such weights.
+
+    Args:
+      like: {"params", "stats"} with the shapes and dtypes of the model's arrays.
+      group: says for the dotted name of a parameter ("backbone.stem.conv.kernel") which vector
+        holds it. BatchNorm statistics are the group "stats". Of what is in the group FROZEN there
+        are no moments and no average: it stays as it is.
+    """
+
+    def __init__(self, like: dict[str, Any], group: Callable[[str], str]):
+        self.like = like
+        self._labels = {
+            "params": jax.tree_util.tree_map_with_path(
+                lambda path, _: group(dotted(path)), like["params"]
+            ),
+            "stats": jax.tree.map(lambda _: "stats", like["stats"]),
+        }
+        self.groups = frozenset(jax.tree.leaves(self._labels["params"])) - {FROZEN}
+        # A moment by name: None stands where a parameter is frozen.
+        self._moment = jax.tree.structure(
+            jax.tree.map(lambda label: None if label == FROZEN else 0, self._labels["params"])
+        )
+
+    def pack(self, weights: dict[str, Any]) -> dict[str, jax.Array]:
+        """{"params", "stats"} by name, or one of the two -> {group: vector [N]}."""
+        parts: dict[str, list[jax.Array]] = {}
+        for part, tree in weights.items():
+            labels = jax.tree.leaves(self._labels[part])
+            arrays = jax.tree.leaves(tree, is_leaf=lambda x: x is None)
+            for label, array in zip(labels, arrays, strict=True):
+                if array is None:  # of a moment, where the parameter is frozen
+                    continue
+                parts.setdefault(label, []).append(jnp.ravel(array))
+        return {label: jnp.concatenate(arrays) for label, arrays in parts.items()}
+
+    def unpack(self, vectors: dict[str, jax.Array]) -> dict[str, Any]:
+        """Undoes `pack` of both."""
+        return {part: self._take(part, vectors) for part in self.like}
+
+    def averaged(self, vectors: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Those of `vectors` that have a moving average: all but what is frozen."""
+        return {group: vector for group, vector in vectors.items() if group != FROZEN}
+
+    def params(self, vectors: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Those of `vectors` that hold trained parameters: what the optimizer works on."""
+        return {group: vectors[group] for group in sorted(self.groups)}
+
+    def _take(self, part: str, vectors: dict[str, jax.Array]) -> Any:
+        taken = dict.fromkeys(vectors, 0)
+
+        def take(like, label):
+            if label not in taken:
+                return None
+            start = taken[label]
+            taken[label] += like.size
+            return jax.lax.slice(vectors[label], (start,), (taken[label],)).reshape(like.shape)
+
+        return jax.tree.map(take, self.like[part], self._labels[part])
+
+    def pack_state(self, state: TrainState) -> TrainState:
+        """`state` as the step takes it, from `state` by name. Pure."""
+        is_moment = lambda node: jax.tree.structure(node) == self._moment  # noqa: E731
+        return dataclasses.replace(
+            state,
+            weights=self.pack(state.weights),
+            ema=self.averaged(self.pack(state.ema)),
+            opt_state=jax.tree.map(
+                lambda x: self.pack({"params": x}) if is_moment(x) else x,
+                state.opt_state,
+                is_leaf=is_moment,
+            ),
+        )
+
+    def unpack_state(self, state: TrainState) -> TrainState:
+        """Undoes `pack_state`: what a checkpoint holds."""
+        is_moment = lambda node: isinstance(node, dict) and node.keys() == self.groups  # noqa: E731
+        return dataclasses.replace(
+            state,
+            weights=self.unpack(state.weights),
+            ema=self.unpack(state.weights | state.ema),
+            opt_state=jax.tree.map(
+                lambda x: self._take("params", x) if is_moment(x) else x,
+                state.opt_state,
+                is_leaf=is_moment,
+            ),
+        )
+
+
+def dotted(path: tuple[Any, ...]) -> str:
+    """The name of a parameter from its path in a tree of nested mappings: "stem.conv.kernel"."""
+    return ".".join(str(part.key) for part in path)

@@ -1,0 +1,190 @@
+"""The HTTP interface against the library, and against what a stranger may send."""
+
+import concurrent.futures
+import io
+import json
+import socket
+import subprocess
+import sys
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnv4_jax.detector.detector import Detector
+from tests.mnv4_jax.serving.conftest import RUN
+from tests.processes import ROOT
+
+httpx = pytest.importorskip("httpx", reason="the extra `serve` or `browser` is not installed")
+pytest.importorskip("fastapi", reason="the extra `serve` or `browser` is not installed")
+pytestmark = pytest.mark.serve
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with httpx.Client(base_url=server, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def files(portraits):
+    return sorted((portraits / "Test" / "Real").glob("*.jpg"))
+
+
+def ask(client, data, **headers):
+    return client.post("v1/predict", content=data, headers=headers)
+
+
+def test_one_picture_gets_the_librarys_answer(client, run, files):
+    (result,) = ask(client, files[0].read_bytes()).json()["results"]
+    assert result["p_fake"] == pytest.approx(Detector(run)([files[0]])[0], abs=1e-6)
+    assert result["label"] == ("fake" if result["p_fake"] >= 0.5 else "real")
+
+
+def test_several_pictures_keep_their_names_and_order(client, run, files):
+    form = [("picture", (file.name, file.read_bytes())) for file in files]
+    results = client.post("v1/predict", files=form).json()["results"]
+    assert [r["file"] for r in results] == [file.name for file in files]
+    np.testing.assert_allclose([r["p_fake"] for r in results], Detector(run)(files), atol=1e-6)
+
+
+def test_a_threshold_moves_the_label_alone(client, files):
+    data = files[0].read_bytes()
+    low = client.post("v1/predict", params={"threshold": 0}, content=data).json()["results"][0]
+    high = client.post("v1/predict", params={"threshold": 1}, content=data).json()["results"][0]
+    assert (low["label"], high["label"]) == ("fake", "real")
+    assert low["p_fake"] == high["p_fake"]
+
+
+def test_an_unreadable_picture_does_not_cost_the_others(client, files):
+    form = [("a", ("no.jpg", b"no picture")), ("b", ("yes.jpg", files[0].read_bytes()))]
+    bad, good = client.post("v1/predict", files=form).json()["results"]
+    assert bad["p_fake"] is None and bad["error"].startswith("unreadable")
+    assert good["p_fake"] is not None
+
+
+def png(mode="RGB", size=(80, 80), **options):
+    data = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(data, options.pop("format", "PNG"), **options)
+    return data.getvalue()
+
+
+def huge_header():
+    """A PNG that claims 100,000 × 100,000 px."""
+    data = bytearray(png())
+    data[16:24] = (100_000).to_bytes(4, "big") * 2
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "answer"),
+    [
+        (b"\0" * 1000, "unreadable"),
+        (png()[:500], "unreadable"),
+        (huge_header(), "unreadable"),
+        (png("CMYK", format="JPEG"), "score"),
+        (png("L"), "score"),
+        (png(size=(20, 20)), "too small"),
+    ],
+    ids=["zeros", "truncated", "huge", "cmyk", "grey", "small"],
+)
+def test_odd_pictures_get_one_clear_answer(client, data, answer):
+    response = ask(client, data)
+    assert response.status_code == 200
+    (result,) = response.json()["results"]
+    if answer == "score":
+        assert 0 <= result["p_fake"] <= 1
+    else:
+        assert result["p_fake"] is None
+        assert answer in (result.get("error") or result["reason"])
+
+
+def test_too_much_is_refused_before_it_is_read(client, server):
+    assert ask(client, b"").status_code == 422
+    assert client.post("v1/predict", files=[("a", ("a", b"x"))] * 65).status_code == 422
+    host, port = urlsplit(server).hostname, urlsplit(server).port
+    with socket.create_connection((host, port), timeout=30) as stranger:
+        stranger.sendall(
+            b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n"
+        )
+        assert stranger.recv(200).startswith(b"HTTP/1.1 413")
+
+
+def test_a_foreign_host_name_is_refused(client):
+    assert client.get("healthz", headers={"host": "evil.example"}).status_code == 400
+    assert client.get("healthz", headers={"host": "localhost"}).status_code == 200
+
+
+def test_the_page_may_load_nothing_from_elsewhere(client):
+    for path in ("", "docs", "v1/model"):
+        headers = client.get(path).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+        assert "access-control-allow-origin" not in headers
+    for path in ("", "page.js", "page.css", "docs", "docs.js"):
+        text = client.get(path).text.replace("http://127.0.0.1:8000", "")
+        assert "http://" not in text and "https://" not in text, path
+
+
+def test_many_at_once_are_all_answered_or_told_to_try_again(client, server, files):
+    data = files[0].read_bytes()
+
+    def ask_alone(_):
+        return httpx.post(f"{server}v1/predict", content=data, timeout=120).status_code
+
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        statuses = list(pool.map(ask_alone, range(96)))
+    assert set(statuses) <= {200, 503} and statuses.count(200) > 32
+
+
+def test_what_is_measured_and_described(client, run):
+    facts = client.get("v1/model").json()
+    assert facts["thresholds"] == Detector(run).thresholds
+    assert facts["labels"] == ["fake", "real"]
+    assert "mnv4_pictures_total" in client.get("metrics").text
+    assert "/v1/predict" in client.get("openapi.json").json()["paths"]
+
+
+def test_a_map_is_a_picture(client, files):
+    response = client.post("v1/explain", content=files[0].read_bytes())
+    with Image.open(io.BytesIO(response.content)) as image:
+        assert image.format == "PNG" and min(image.size) >= 32
+    assert client.post("v1/explain", content=b"no").status_code == 422
+
+
+def test_a_thousand_mutated_files_crash_nothing(client, files):
+    rng = np.random.default_rng(0)
+    original = np.frombuffer(files[0].read_bytes(), np.uint8)
+    for _ in range(20):
+        form = []
+        for i in range(50):
+            data = original[: rng.integers(1, len(original) + 1)].copy()
+            data[rng.integers(0, len(data), 8)] = rng.integers(0, 256, 8)
+            form.append(("picture", (f"{i}.jpg", data.tobytes())))
+        response = client.post("v1/predict", files=form)
+        assert response.status_code == 200
+        assert len(response.json()["results"]) == 50
+    assert client.get("healthz").status_code == 200
+
+
+def test_a_port_in_use_is_one_line(server):
+    port = urlsplit(server).port
+    second = subprocess.run(
+        [sys.executable, "-m", "mnv4_jax.serve", f"--port={port}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert second.returncode == 2
+    assert f"--port={port}: Address already in use; name another" in second.stderr
+
+
+def test_the_answer_is_that_of_predict_json(client, run, files):
+    done = subprocess.run(
+        [sys.executable, "-c", RUN.format("predict"), f"--checkpoint={run}", "--json", files[0]],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    (result,) = ask(client, files[0].read_bytes()).json()["results"]
+    expected = json.loads(done.stdout)
+    assert set(result) == set(expected)
+    assert result["p_fake"] == pytest.approx(expected["p_fake"], abs=1e-6)
