@@ -25,6 +25,8 @@ def get_config() -> ConfigDict:
     config.data.zoom = (1.0, 1.0)  # on the side of a training crop, drawn for each; 0.7: nearer
     config.data.max_px = 256  # "native": a longer shorter side is first scaled down to this
     config.data.eval_image_size = 0  # px, middle of a picture at training's scale; 0: image_size
+    config.data.cache = "auto"  # decoded pictures: "none", "host" on disk, "device" in its memory
+    config.data.cache_gib = 0.0  # for all sets below MNV4_CACHE; 0: half of what is free there
     config.data.jpeg_prob = 0.0  # share of training crops that are compressed once more
     config.data.jpeg_quality = (30, 95)
     config.data.downscale_prob = 0.0  # share scaled down and up again

@@ -30,6 +30,7 @@ from flax import nnx
 from mnv4_jax import main
 from mnv4_jax.models import mobilenetv4
 from mnv4_jax.models.mobilenetv4 import VARIANTS, ConvBlock, MobileNetV4
+from mnv4_jax.ops import resample
 from mnv4_jax.training import augment, objectives
 
 SAM_RADIUS = 0.05
@@ -90,12 +91,17 @@ def blended(model, batch, key, *, plain):
 
 def patch_of_itself(image, key):
     place, strength, shift, gain = jax.random.split(key, 4)
-    other = augment.gaussian_blur(image, jax.random.uniform(strength, minval=0.2, maxval=1.5))
+    other = blurred(image, jax.random.uniform(strength, minval=0.2, maxval=1.5))
     other = jnp.roll(other, jax.random.randint(shift, (2,), -3, 4), axis=(0, 1))
     other = other * jax.random.uniform(gain, (3,), minval=0.85, maxval=1.15)
     mask = augment.rectangle(place, image.shape[:2]).astype(image.dtype)[..., None]
-    mask = augment.gaussian_blur(mask, jnp.float32(2))
+    mask = blurred(mask, jnp.float32(2))
     return jnp.clip(mask * other + (1 - mask) * image, 0, 1)
+
+
+def blurred(image, sigma):
+    rows, columns = (resample.gaussian(size, sigma)[None] for size in image.shape[:2])
+    return resample.separable(image[None], rows, columns)[0]
 
 
 class LookingFirst(MobileNetV4):

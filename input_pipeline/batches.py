@@ -5,6 +5,7 @@ crop and damage included, on any number of processes, threads or workers, howeve
 interrupted (DESIGN.md, decision 5).
 """
 
+import contextlib
 import dataclasses
 import functools
 import mmap
@@ -17,15 +18,16 @@ import numpy as np
 from absl import flags
 
 from input_pipeline import blending, mixtures, transforms
+from input_pipeline import order as order_lib
 from input_pipeline.cli import UserError
 from input_pipeline.decode import DecodeError, decode
+from input_pipeline.gather import gather
+from input_pipeline.slots import Slots
 from input_pipeline.sources import Source
 
 Batch = dict[str, np.ndarray]
 OnBad = Callable[[str, str], None]
 
-# A random table is a Philox stream: row `position` takes this many of its 4-number blocks.
-_BLOCKS = transforms.DRAWS // 4
 # A training picture is replaced by the next one; so many unreadable in a row are no accident.
 _MAX_BAD_IN_A_ROW = 1000
 
@@ -71,6 +73,8 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     on_bad: OnBad | None = None,
+    slots: Slots | None = None,
+    resident: bool = False,
 ) -> Batches:
     """Endless shuffled batches for training; every picture once an epoch, no tail dropped.
 
@@ -84,6 +88,9 @@ def train_batches(
         process_index, process_count: this process among those that share the run.
         on_bad: told (id, reason) once for each picture that cannot be read; the next picture of the
             source takes its place.
+        slots: where decoded pictures are kept; the batches are the same without.
+        resident: give where crops lie in `slots`, which must be complete, instead of their pixels:
+            "crop" [b, 3] int32 (index, top, left) for "image". Not with `zoom` or `blended`.
 
     Returns:
         Batches of "image" [b, S, S, 3] uint8, "label" [b] int32, "position" [b] uint32 (k *
@@ -94,7 +101,7 @@ def train_batches(
     if isinstance(source, mixtures.Mixture):
         order_of = mixtures.Order(source, seed, data_config.weights, data_config.balance)
     else:
-        order_of = functools.partial(order, seed, len(source))
+        order_of = functools.partial(order_lib.order, seed, len(source))
     load = _LoadTrain(
         source=source,
         order=order_of,
@@ -105,6 +112,8 @@ def train_batches(
         first_row=process_index * rows,
         rows=rows,
         blended=data_config.blended,
+        slots=slots,
+        resident=resident,
         reals=np.flatnonzero(np.asarray(source.labels) == 1),
     )
     # Positions are uint32: at 10,000 images/s, five days of training.
@@ -161,43 +170,6 @@ def evaluation_side(data_config) -> int:
     return data_config.eval_image_size or data_config.image_size
 
 
-def order(seed: int, n: int, positions: np.ndarray) -> np.ndarray:
-    """Which of `n` pictures are at these positions of a run: each once in every epoch.
-
-    grain's own MapDataset.shuffle does the same for one position at a time: 16 us each, a fifteenth
-    of what decoding takes, and from random numbers that its next version may draw otherwise.
-
-    Args:
-        positions: [...] int64, from 0; position // n is the epoch.
-
-    Returns:
-        [...] int32 indices.
-    """
-    epochs, places = np.divmod(positions, n)
-    indices = np.empty(positions.shape, np.int32)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        indices[here] = _epoch_order(seed, n, int(epoch))[places[here]]
-    return indices
-
-
-@functools.lru_cache(maxsize=4)  # a batch may span two epochs, and others are loaded beside it
-def _epoch_order(seed: int, n: int, epoch: int) -> np.ndarray:
-    # Sorting raw bits rather than Generator.permutation: NumPy promises to keep only the former.
-    bits = np.random.Philox(key=[seed, 1 + epoch]).random_raw(n)
-    return np.argsort(bits, kind="stable").astype(np.int32)
-
-
-def draw_table(seed: int, first: int, rows: int) -> np.ndarray:
-    """[rows, DRAWS] float64 in [0, 1): row r is what position `first + r` draws, and no other does.
-
-    Philox is counter-based, so a position is reached by a jump.
-    """
-    bits = np.random.Philox(key=[seed, 0])
-    bits.advance(first * _BLOCKS)
-    return np.random.Generator(bits).random((rows, transforms.DRAWS))
-
-
 class _Memory:
     """Pixels of batches, in memory that is used again when the last holder of a batch lets go.
 
@@ -234,46 +206,75 @@ class _LoadTrain:
     rows: int
     blended: float  # share of the fakes that are made of real pictures
     reals: np.ndarray  # [R] indices of the real pictures
+    slots: Slots | None
+    resident: bool
 
     def __call__(self, k: int) -> tuple[Batch, list[tuple[str, str]]]:
         first = k * self.batch_size + self.first_row
         positions = np.arange(first, first + self.rows)
-        # Lists: the loop below is what threads queue for (the GIL), and NumPy's numbers are slow.
-        indices = self.order(positions).tolist()
+        draws = order_lib.draw_table(self.seed, first, self.rows)
+        indices = self.order(positions)
         labels = self.source.labels[indices]
-        draws = draw_table(self.seed, first, self.rows).tolist()
+        made = (labels == 0) & (draws[:, order_lib.BLENDED] < self.blended)
+        chosen = (draws[made, order_lib.REAL] * len(self.reals)).astype(np.int64)
+        indices[made] = self.reals[chosen]
+
+        bad: list[tuple[str, str]] = []
+        sides, decoded = self._squares(indices, bad)
+        labels = np.where(made, 0, self.source.labels[indices]).astype(np.int32)
+        top, left, side = transforms.crops(sides, draws, self.transform)
+        batch = {"label": labels, "position": positions.astype(np.uint32), "index": indices}
+        if self.resident:
+            crop = np.stack([indices, top, left], axis=1).astype(np.int32)
+            return {"crop": crop, **batch}, bad
         images = self.memory.take()
-        bad = []
-        for row, index in enumerate(indices):
-            change = None
-            if labels[row] == 0 and draws[row][6] < self.blended:
-                index = int(self.reals[int(draws[row][7] * len(self.reals))])
-                rng = np.random.Generator(
-                    np.random.Philox(key=[self.seed | 2**62, int(positions[row])])
-                )
-                change = functools.partial(blending.make_fake, rng=rng)
-            pixels = _read(self.source, index, bad)
-            if pixels is None:
-                index, pixels = self._next_readable(index, bad)
-            indices[row] = index
-            labels[row] = 0 if change else self.source.labels[index]
-            transforms.train(pixels, self.transform, draws[row], images[row], change)
-        indices = np.array(indices, np.int32)
-        return {
-            "image": images,
-            "label": labels,
-            "position": positions.astype(np.uint32),
-            "index": indices,
-        }, bad
+        plain = side == self.transform.size
+        plain[list(decoded)] = False
+        if plain.any():
+            starts = self.slots.starts(indices) + 3 * (top * sides + left)
+            gather(
+                self.slots.memory, starts[plain], 3 * sides[plain], np.flatnonzero(plain), images
+            )
+        for row in np.flatnonzero(~plain):
+            square = decoded.get(row)
+            if square is None:
+                square = self.slots.pixels(int(indices[row]), int(sides[row]))
+            (y, x), to = (top[row], left[row]), side[row]
+            transforms.cut(square[y : y + to, x : x + to], images[row])
+        for row in np.flatnonzero(made):
+            key = [self.seed | 2**62, int(positions[row])]
+            blending.make_fake(images[row], np.random.Generator(np.random.Philox(key=key)))
+        return {"image": images, **batch}, bad
+
+    def _squares(self, indices: np.ndarray, bad: list) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """(sides [b], {row: square} of those that have no slot yet); a picture that cannot be read
+        gives its place in `indices` to the next that can."""
+        sides = self.slots.sides(indices) if self.slots else np.zeros(self.rows, np.int64)
+        decoded = {}
+        for row in np.flatnonzero(sides == 0).tolist():
+            indices[row], square = self._next_readable(int(indices[row]), bad)
+            decoded[row], sides[row] = square, len(square)
+        return sides, decoded
 
     def _next_readable(self, index: int, bad: list) -> tuple[int, np.ndarray]:
-        for _ in range(min(len(self.source), _MAX_BAD_IN_A_ROW) - 1):
+        for _ in range(min(len(self.source), _MAX_BAD_IN_A_ROW)):
+            square = self._square(index, bad)
+            if square is not None:
+                return index, square
             index = (index + 1) % len(self.source)
-            pixels = _read(self.source, index, bad)
-            if pixels is not None:
-                return index, pixels
         name, reason = bad[-1]
         raise UserError(f"{name} and all pictures before it cannot be read: {reason}")
+
+    def _square(self, index: int, bad: list) -> np.ndarray | None:
+        stamp = b""
+        if self.slots:
+            with contextlib.suppress(OSError):  # reading it says why
+                stamp = self.source.stamp(index)
+        pixels = _read(self.source, index, bad)
+        square = None if pixels is None else transforms.square(pixels, self.transform)
+        if self.slots:
+            self.slots.put(index, square, stamp)
+        return square
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,10 +342,6 @@ def _train_transform(data_config) -> transforms.Transform:
         shorter_px=shorter_side(data_config),
         crop=data_config.crop,
         zoom=tuple(data_config.zoom),
-        jpeg_prob=data_config.jpeg_prob,
-        jpeg_quality=tuple(data_config.jpeg_quality),
-        downscale_prob=data_config.downscale_prob,
-        downscale=tuple(data_config.downscale),
     )
 
 

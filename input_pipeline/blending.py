@@ -7,8 +7,7 @@ has to find where two versions of one picture meet learns about no generator in 
 
 import cv2
 import numpy as np
-
-from input_pipeline import transforms
+import simplejpeg
 
 _RECONSTRUCTED = 0.3  # share; the others are blended
 # Centre (x, y) and half axes of what may be exchanged, by the side of a crop around a face.
@@ -119,14 +118,14 @@ def _other_look(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         pixels = np.clip(np.rint(shifted), 0, 255).astype(np.uint8)
     if what[1] and rng.random() < 0.5:
         pixels = np.ascontiguousarray(pixels)
-        transforms.down_and_up(pixels, rng.uniform(0.35, 0.9))
+        _down_and_up(pixels, rng.uniform(0.35, 0.9))
     elif what[1]:
         soft = cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.8, 2.0)).astype(np.float32)
         sharp = pixels + rng.uniform(0.2, 0.8) * (pixels - soft)
         pixels = np.clip(np.rint(sharp), 0, 255).astype(np.uint8)
     if what[2]:
         pixels = np.ascontiguousarray(pixels)
-        transforms.jpeg(pixels, int(rng.integers(35, 90)))
+        _jpeg(pixels, int(rng.integers(35, 90)))
     return pixels
 
 
@@ -134,3 +133,16 @@ def _smooth_noise(size: int, rng: np.random.Generator) -> np.ndarray:
     """[size, size] float32 in about [-1, 1] that varies over a fifth of the side."""
     coarse = rng.uniform(-1, 1, (6, 6)).astype(np.float32)
     return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+
+
+def _down_and_up(pixels: np.ndarray, factor: float) -> None:
+    """Loses detail in place, as a platform that shrinks pictures does. factor: (0, 1)."""
+    size = max(1, round(pixels.shape[0] * factor))
+    small = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
+    cv2.resize(small, pixels.shape[1::-1], dst=pixels, interpolation=cv2.INTER_CUBIC)
+
+
+def _jpeg(pixels: np.ndarray, quality: int) -> None:
+    """Compresses and decompresses in place, at 4:2:0 as platforms do. quality: 1 to 100."""
+    data = simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="420")
+    simplejpeg.decode_jpeg(data, buffer=pixels)

@@ -46,6 +46,10 @@ class Mixture:
         part = self.set_of[i]
         return self._parts[part].read(int(i - self._first[part]))
 
+    def stamp(self, i: int) -> bytes:
+        part = self.set_of[i]
+        return self._parts[part].stamp(int(i - self._first[part]))
+
     @functools.cached_property
     def groups(self) -> list[str] | None:
         groups = [part.groups for part in self._parts]

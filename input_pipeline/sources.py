@@ -6,6 +6,7 @@ Every source is random access and returns the file's bytes; decoding is the next
 import csv
 import functools
 import glob
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,18 @@ class Source(Protocol):
     def read(self, i: int) -> bytes:
         """The encoded picture `i`. Raises OSError where it cannot be read."""
         ...
+
+    def stamp(self, i: int) -> bytes:
+        """Changes when the file of picture `i` does; only training asks. Raises OSError."""
+        ...
+
+
+def stamp(path: str | os.PathLike) -> bytes:
+    """16 bytes that depend on where a file is, its size and when it was changed."""
+    path = os.path.abspath(path)
+    found = os.stat(path)
+    facts = f"{path}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape")
+    return hashlib.blake2b(facts, digest_size=16).digest()
 
 
 def printable(name: str) -> str:
@@ -88,6 +101,9 @@ class FileSource:
             return data
         finally:
             os.close(descriptor)
+
+    def stamp(self, i: int) -> bytes:
+        return stamp(self._paths[i])
 
     def part(self, positions: Sequence[int]) -> "FileSource":
         """Some of its pictures, without groups: little to send to another process."""
@@ -165,6 +181,9 @@ class Subset:
 
     def read(self, i: int) -> bytes:
         return self._source.read(int(self._indices[i]))
+
+    def stamp(self, i: int) -> bytes:
+        return self._source.stamp(int(self._indices[i]))
 
 
 def _in_class(path: str) -> str:

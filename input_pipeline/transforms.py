@@ -1,14 +1,14 @@
-"""What happens to a decoded picture on the host: crop, scale, and damage that needs a codec.
+"""What happens to a decoded picture on the host: it is scaled, and a square is cut out of it.
 
 Pure functions of uint8 pixels and of numbers drawn elsewhere. All else is done on the device.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import cv2
 import numpy as np
-import simplejpeg
+
+from input_pipeline import order
 
 # Pictures are spread over threads already; OpenCV's own would only be in their way.
 cv2.setNumThreads(0)
@@ -16,8 +16,6 @@ cv2.setNumThreads(0)
 ONE_COLOUR = -1  # why a picture is refused
 # Levels of 255 that a channel may vary by in a picture of one colour: a JPEG of one varies by 1.
 _FLAT_LEVELS = 2
-
-DRAWS = 8  # random numbers a training picture may use; the last two are `batches`'s
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +26,13 @@ class Transform:
         size: px, side of the square result.
         shorter_px: what a picture's shorter side is scaled to before the crop.
         crop: "resize" scales every picture so; "native" only those whose shorter side is longer.
-        jpeg_prob, jpeg_quality: share of crops compressed once more, and (lowest, highest) quality.
         zoom: (lowest, highest) factor on the side of a training crop, in the picture.
-        downscale_prob, downscale: share scaled down and up again, and (lowest, highest) factor.
     """
 
     size: int
     shorter_px: int
     crop: str
-    jpeg_prob: float = 0.0
-    jpeg_quality: tuple[int, int] = (30, 95)
     zoom: tuple[float, float] = (1.0, 1.0)
-    downscale_prob: float = 0.0
-    downscale: tuple[float, float] = (0.4, 0.9)
 
     def side(self, height: int, width: int) -> int:
         """Side, in source pixels, of the square that is resized to `size`.
@@ -55,45 +47,55 @@ class Transform:
         return max(1, min(shorter, round(self.size * scale)))
 
 
-def train(
-    pixels: np.ndarray,
-    transform: Transform,
-    draws: np.ndarray,
-    out: np.ndarray,
-    change: Callable[[np.ndarray], None] | None = None,
-) -> None:
-    """A random square crop, damaged with the configured probabilities.
+def square(pixels: np.ndarray, transform: Transform) -> np.ndarray:
+    """The middle square of a picture at training's scale: what training crops are cut from.
 
     Args:
-        pixels: [H, W, 3] uint8 of any size; scaled up where it is smaller than the result.
-        draws: [DRAWS] float64, uniform in [0, 1).
-        out: [size, size, 3] uint8, contiguous; written to.
-        change: called with the crop before it is damaged; changes it in place.
+        pixels: [H, W, 3] uint8 of any size.
+
+    Returns:
+        [s, s, 3] uint8, contiguous; s is `shorter_px`, or less for "native" and a smaller picture.
     """
     height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    middle = pixels[top : top + side, left : left + side]
+    scaled = min(side, transform.shorter_px) if transform.crop == "native" else transform.shorter_px
+    if scaled == side:
+        return np.ascontiguousarray(middle)
+    out = np.empty((scaled, scaled, 3), np.uint8)
+    cut(middle, out)
+    return out
+
+
+def crops(
+    sides: np.ndarray, draws: np.ndarray, transform: Transform
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where training crops are cut from squares.
+
+    Args:
+        sides: [b] int64, of the squares, px.
+        draws: [b, DRAWS] float64, uniform in [0, 1).
+
+    Returns:
+        (top, left, side), [b] int64 each, px of the square.
+    """
     low, high = transform.zoom
     # The low bits of a draw are a draw of their own.
-    zoom = low + (high - low) * (draws[0] * 2**20 % 1)
-    side = max(1, min(height, width, round(transform.side(height, width) * zoom)))
-    top = int(draws[0] * (height - side + 1))
-    left = int(draws[1] * (width - side + 1))
-    _scale(pixels[top : top + side, left : left + side], out)
-    if change:
-        change(out)
-    if draws[2] < transform.downscale_prob:
-        low, high = transform.downscale
-        down_and_up(out, low + (high - low) * draws[3])
-    if draws[4] < transform.jpeg_prob:
-        low, high = transform.jpeg_quality
-        jpeg(out, int(low + (high - low + 1) * draws[5]))
+    zoom = low + (high - low) * (draws[:, order.TOP] * 2**20 % 1)
+    side = np.rint(np.minimum(sides, transform.size) * zoom).astype(np.int64)
+    side = np.clip(side, 1, sides)
+    room = sides - side + 1
+    top, left = (draws[:, i] * room for i in (order.TOP, order.LEFT))
+    return top.astype(np.int64), left.astype(np.int64), side
 
 
 def evaluate(pixels: np.ndarray, transform: Transform, out: np.ndarray) -> None:
-    """The middle of the picture, undamaged; arguments as of `train`."""
+    """The middle of a picture, [H, W, 3] uint8 of any size, to `out`, [size, size, 3] uint8."""
     height, width = pixels.shape[:2]
     side = transform.side(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    _scale(pixels[top : top + side, left : left + side], out)
+    cut(pixels[top : top + side, left : left + side], out)
 
 
 def why_refused(pixels: np.ndarray, seen: np.ndarray, least_px: int) -> int:
@@ -118,20 +120,8 @@ def _one_colour(pixels: np.ndarray) -> bool:
     return True
 
 
-def down_and_up(pixels: np.ndarray, factor: float) -> None:
-    """Loses detail in place, as a platform that shrinks pictures does. factor: (0, 1)."""
-    size = max(1, round(pixels.shape[0] * factor))
-    small = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
-    cv2.resize(small, pixels.shape[1::-1], dst=pixels, interpolation=cv2.INTER_CUBIC)
-
-
-def jpeg(pixels: np.ndarray, quality: int) -> None:
-    """Compresses and decompresses in place, at 4:2:0 as platforms do. quality: 1 to 100."""
-    data = simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="420")
-    simplejpeg.decode_jpeg(data, buffer=pixels)
-
-
-def _scale(square: np.ndarray, out: np.ndarray) -> None:
+def cut(square: np.ndarray, out: np.ndarray) -> None:
+    """[s, s, 3] uint8 scaled to `out`, [size, size, 3] uint8 contiguous: by area, or cubic."""
     if square.shape == out.shape:
         out[...] = square
     else:

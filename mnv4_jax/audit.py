@@ -23,7 +23,7 @@ from input_pipeline.faces import FaceFinder, largest
 from input_pipeline.mixtures import Mixture
 from mnv4_jax.config import parse_flags
 from mnv4_jax.models.weights import to_float
-from mnv4_jax.training.augment import augment, keys
+from mnv4_jax.training.augment import vary
 
 flags.DEFINE_integer("pictures", 100, "of each class of each set", lower_bound=2)
 
@@ -106,11 +106,7 @@ def told_apart(fakes: np.ndarray, reals: np.ndarray) -> float:
 def collect(config: ConfigDict, source: Mixture, n: int) -> dict[tuple[str, int], list]:
     """{(set, label): up to n augmented crops [S, S, 3] uint8}; made-up fakes are not among them."""
     config.data.blended = 0.0
-    step = jax.jit(
-        lambda images, position: augment(
-            to_float(images), keys(config.seed, position), config.augment
-        )
-    )
+    step = jax.jit(lambda images, position: vary(to_float(images), position, config))
     cells = {
         (source.names[s], int(label)): []
         for s, label in sorted(

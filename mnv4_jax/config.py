@@ -13,6 +13,7 @@ from input_pipeline.cli import UserError
 
 _CHOICES = {
     "data.crop": ("native", "resize"),
+    "data.cache": ("auto", "none", "host", "device"),
     "model.batch_norm": ("global", "local"),
     "model.dtype": ("auto", "float32", "bfloat16", "float64"),
     "train.adversary.method": ("none", "fgsm", "pgd", "trades"),
@@ -23,6 +24,7 @@ _AT_LEAST = {
     "data.image_size": 32,
     "data.eval_image_size": 0,
     "data.max_px": 32,
+    "data.cache_gib": 0,
     "data.threads": 0,
     "data.workers": 0,
     "train.batch_size": 1,

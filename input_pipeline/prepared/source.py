@@ -1,6 +1,7 @@
 """A set written by `input_pipeline.prepare`, read picture by picture."""
 
 import functools
+import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from tensorflow_datasets.core.decode import DeserializeMethod
 from tensorflow_datasets.proto import tf_example_pb2
 
 from input_pipeline.cli import UserError
+from input_pipeline.sources import stamp
 
 
 class TfdsSource:
@@ -65,6 +67,16 @@ class TfdsSource:
         except (RuntimeError, IndexError, DecodeError) as error:  # a shard missing, cut, damaged
             reason = str(error).split("\n", 1)[0]
             raise OSError(f"its shard in {self._data_dir} cannot be read: {reason}") from error
+
+    def stamp(self, i: int) -> bytes:
+        """That of all shards together and the place of the picture in them."""
+        return hashlib.blake2b(self._shards_stamp + i.to_bytes(8), digest_size=16).digest()
+
+    @functools.cached_property
+    def _shards_stamp(self) -> bytes:
+        folder = pathlib.Path(_builder(self._data_dir).data_dir)
+        shards = sorted(folder.glob(f"*-{self._split}.array_record*"))
+        return b"".join(stamp(path) for path in shards)
 
     @functools.cached_property
     def _records(self) -> Sequence[bytes]:

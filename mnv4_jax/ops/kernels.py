@@ -5,33 +5,21 @@ kept under MNV4_CACHE (~/.cache/mnv4_jax). Without a compiler `available` says s
 takes the pure JAX forms: the same numbers to rounding, about half the speed.
 """
 
-import atexit
 import contextlib
 import ctypes
 import functools
-import hashlib
 import logging
-import os
 import pathlib
-import platform
-import shutil
 import subprocess
-import tempfile
-import threading
 
 import jax
 import jaxlib
 import numpy as np
 
-from input_pipeline import cache
+from input_pipeline import compiled
 
 _SOURCE = pathlib.Path(__file__).with_name("kernels.cc")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
-_TIMEOUT_S = 120
 _NAMES = ("depthwise", "depthwise_dx", "depthwise_dk", "dense", "dense_dx", "dense_dk", "sums")
-
-
-_BUILDING = threading.Lock()
 
 
 def prepare() -> None:
@@ -58,42 +46,7 @@ def available() -> bool:
 
 
 def _build() -> pathlib.Path:
-    """The shared library for this source, jaxlib, compiler and processor; compiled if need be."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if not compiler:
-        raise FileNotFoundError("no g++ or clang++")
-    source = _SOURCE.read_bytes()
-    name = hashlib.sha256(
-        b"\0".join([source, *(s.encode() for s in (jaxlib.__version__, compiler, _processor()))])
-    ).hexdigest()[:16]
-    folder = cache.root() / "kernels"
-    path = folder / f"{name}.so"
-    with _BUILDING:
-        if not path.exists():
-            if cache.why_not_writable(folder):  # for this process alone then
-                folder = pathlib.Path(tempfile.mkdtemp(prefix="mnv4_kernels_"))
-                atexit.register(shutil.rmtree, folder, ignore_errors=True)
-                path = folder / path.name
-            _compile(compiler, path)
-    return path
-
-
-def _compile(compiler: str, path: pathlib.Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        built = pathlib.Path(scratch, path.name)
-        command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE), "-o", built]
-        subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
-        os.replace(built, path)  # whole or not at all, whichever other process is building it
-
-
-def _processor() -> str:
-    """What -march=native depends on; a cache folder may be shared between machines."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        return "".join(line for line in lines[:40] if line.startswith(("model", "flags", "Feat")))
-    except OSError:
-        return platform.platform() + platform.processor()
+    return compiled.library(_SOURCE, include=[jax.ffi.include_dir()], version=jaxlib.__version__)
 
 
 def _call(name, shape, a, b, stride, padding):

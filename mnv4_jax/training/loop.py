@@ -11,7 +11,6 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from input_pipeline import batches as batches_lib
 from input_pipeline import sources
 from input_pipeline.cli import UserError
 from input_pipeline.mixtures import Mixture
@@ -21,12 +20,13 @@ from mnv4_jax.measure import calibration
 from mnv4_jax.measure.metrics import binary_metrics, metrics_by_set
 from mnv4_jax.models import weights as weights_lib
 from mnv4_jax.runtime import workdir_lock
-from mnv4_jax.runtime.mesh import make_mesh, put_batch, replicated
+from mnv4_jax.runtime.mesh import make_mesh, replicated
 from mnv4_jax.runtime.preemption import EXIT_STATUS, Preemption
 from mnv4_jax.training import checkpoint, objectives, writers
 from mnv4_jax.training import optimizer as optimizer_lib
 from mnv4_jax.training.bad_images import BadImages
 from mnv4_jax.training.digests import Digests
+from mnv4_jax.training.pictures import TrainPictures
 from mnv4_jax.training.start import first_state
 from mnv4_jax.training.step import Program
 from mnv4_jax.training.train_log import TrainLog
@@ -98,22 +98,20 @@ class _Run:
         # All of them at once: asking the device at a log line would wait for the steps in flight.
         learning_rates = np.asarray(jax.jit(schedule)(np.arange(self.total_steps)))
         self.log = TrainLog(self.writer, self.progress, config, learning_rates, self.mesh.size)
-        self.batches = batches_lib.train_batches(
+        self.pictures = TrainPictures(
+            config,
             self.source,
-            config.data,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
+            self.mesh,
             start=self.done,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
             on_bad=self.bad_images.note,
+            say=self.say,
         )
 
     def to_the_end(self) -> int:
         """All phases; the exit status, see `run`."""
         with contextlib.ExitStack() as at_the_end:
             at_the_end.enter_context(self.checkpointer.explain_disk_full())
-            for thing in (self.checkpointer, self.writer, self.progress, self.batches):
+            for thing in (self.checkpointer, self.writer, self.progress, self.pictures):
                 at_the_end.callback(thing.close)  # the last first
             with Preemption() as preemption:
                 self.stop_requested = preemption.stop_requested
@@ -141,7 +139,7 @@ class _Run:
             self.done += 1
             if self.done % every == 0:
                 self.checkpointer.wait()  # so a kill costs less than twice `every_steps`
-            self._step(next(self.batches))
+            self._step(*next(self.pictures))
             last = self.done == self.total_steps
             stop = self.stop_requested() and not last
             due = bool(self.validation) and (last or self.done % self.eval_every == 0)
@@ -150,10 +148,8 @@ class _Run:
         self.checkpointer.wait()
         self.progress.close()
 
-    def _step(self, batch: dict[str, np.ndarray]) -> None:
+    def _step(self, batch: dict[str, np.ndarray], arrays: dict[str, jax.Array]) -> None:
         self.digests.write(self.done, batch)
-        arrays = {name: batch[name] for name in ("image", "label", "position")}
-        arrays = put_batch(arrays, self.mesh)
         # The step is given all that it needs on the device, and only log lines fetch from it.
         with jax.transfer_guard("disallow"):
             self.state, metrics = self.step(self.state, arrays)

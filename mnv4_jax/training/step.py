@@ -17,7 +17,7 @@ from mnv4_jax.models import classifier
 from mnv4_jax.models import weights as weights_lib
 from mnv4_jax.training import objectives
 from mnv4_jax.training import optimizer as optimizer_lib
-from mnv4_jax.training.augment import augment, keys
+from mnv4_jax.training.augment import vary
 from mnv4_jax.training.packing import Packing, dotted
 from mnv4_jax.training.state import TrainState
 
@@ -76,7 +76,7 @@ class Program:
     def step(
         self, state: TrainState, batch: dict[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Augment, normalise, forward, backward, update, average.
+        """Damage, augment, normalise, forward, backward, update, average.
 
         Args:
           state: the state before; donate it.
@@ -89,7 +89,7 @@ class Program:
         """
         config, packing = self.config, self.packing
         images = weights_lib.to_float(batch["image"], classifier.param_dtype(config))
-        images = augment(images, keys(config.seed, batch["position"]), config.augment)
+        images = vary(images, batch["position"], config)
         loss, grads, stats, logits = gradients(
             packing.unpack(state.weights),
             {**batch, "image": images},

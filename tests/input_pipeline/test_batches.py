@@ -6,21 +6,17 @@ import numpy as np
 import pytest
 
 from configs import small
-from input_pipeline.batches import (
-    draw_table,
-    eval_batches,
-    order,
-    train_batches,
-)
+from input_pipeline.batches import eval_batches, train_batches
 from input_pipeline.cli import UserError
 from input_pipeline.decode import decode
+from input_pipeline.order import draw_table, order
 from input_pipeline.sources import FileSource, open_source
 from tests.pictures import encoded, smooth, write_set
 
 
 def _config(**overrides):
     config = small.get_config().data
-    config.update(image_size=24, eval_image_size=40, threads=2, jpeg_prob=0.5, downscale_prob=0.5)
+    config.update(image_size=24, eval_image_size=40, threads=2)
     config.update(overrides)
     return config
 
@@ -69,7 +65,7 @@ def test_the_draws_of_a_position_do_not_depend_on_where_one_starts():
 
 
 def test_batches_hold_the_pictures_they_name_across_the_end_of_an_epoch(source):
-    config = _config(image_size=40, crop_pct=1.0, jpeg_prob=0.0, downscale_prob=0.0)
+    config = _config(image_size=40, crop_pct=1.0)
     seen = []
     for k, batch in enumerate(_train(source, 5, config)):
         np.testing.assert_array_equal(batch["position"], 4 * k + np.arange(4))
@@ -121,7 +117,7 @@ def test_another_seed_gives_another_order_and_other_crops(source):
     assert not np.array_equal([x["index"] for x in a], [x["index"] for x in b])
     one = FileSource([source._paths[0]], [0])
     crops = np.stack([batch["image"] for batch in _train(one, 2)]).reshape(8, -1)
-    assert len(np.unique(crops, axis=0)) == 8
+    assert len(np.unique(crops, axis=0)) >= 5  # of 16 that there are
 
 
 def test_a_batch_that_is_held_is_not_written_over(source):

@@ -1,5 +1,3 @@
-import cv2
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ def config(**strengths):
 
 
 def test_the_draw_depends_on_seed_and_position_alone(images):
-    settings = config(flip=0.5, brightness=0.2, contrast=0.2, saturation=0.2, blur=1, noise=0.1)
+    settings = config(flip=0.5, brightness=0.2, contrast=0.2, saturation=0.2, noise=0.1)
     positions = np.array([7, 8, 9, 10], np.uint32)
     whole = augment.augment(images, augment.keys(0, positions), settings)
     part = augment.augment(images[2:], augment.keys(0, positions[2:]), settings)
@@ -79,24 +77,12 @@ def test_noise_has_a_deviation_between_nothing_and_its_strength():
     assert abs(noise.mean()) < 1e-3
 
 
-def test_blur_softens_pictures_by_different_amounts():
-    edges = np.broadcast_to(np.arange(16)[:, None, None] % 8 < 4, (50, 16, 16, 3))
+def test_no_two_pictures_have_the_same_noise():
+    grey = np.full((50, 24, 24, 3), 0.5, np.float32)
     keys = augment.keys(0, np.arange(50, dtype=np.uint32))
-    out = np.asarray(augment.augment(edges.astype(np.float32), keys, config(blur=1.0)))
-    kept = out.std((1, 2, 3)) / edges[0].std()
-    sharpest = cv2.GaussianBlur(edges[0].astype(np.float32), (7, 7), 1.0).std() / edges[0].std()
-    assert sharpest - 0.02 < kept.min() < sharpest + 0.05 and kept.max() > 0.99
-
-
-@pytest.mark.parametrize("sigma", [0.6, 1.0])
-def test_blur_equals_opencv(images, sigma):
-    expected = cv2.GaussianBlur(images[0], (7, 7), sigma, borderType=cv2.BORDER_REFLECT_101)
-    out = jax.jit(augment.gaussian_blur)(images[0], sigma)
-    np.testing.assert_allclose(out, expected, atol=1e-5)
-
-
-def test_no_blur_at_sigma_zero(images):
-    np.testing.assert_allclose(augment.gaussian_blur(images[0], 0.0), images[0], atol=1e-6)
+    noise = np.asarray(augment.augment(grey, keys, config(noise=0.05))) - 0.5
+    alike = np.corrcoef(noise.reshape(50, -1))[np.triu_indices(50, 1)]
+    assert abs(alike).max() < 0.15
 
 
 def test_saturation_moves_colour_away_from_luma_and_keeps_luma(images):

@@ -14,8 +14,8 @@ import pytest
 from etils import epath
 
 from input_pipeline import sources
-from input_pipeline.batches import order
 from input_pipeline.cli import UserError
+from input_pipeline.order import order
 from input_pipeline.sources import FileSource
 from mnv4_jax.detector import saved, scoring
 from mnv4_jax.runtime.mesh import make_mesh

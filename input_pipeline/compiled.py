@@ -1,0 +1,67 @@
+"""C++ that the machine's own compiler builds when it is first needed, kept under MNV4_CACHE."""
+
+import atexit
+import hashlib
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+
+from input_pipeline import cache
+
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
+_TIMEOUT_S = 120
+_BUILDING = threading.Lock()
+
+
+def library(
+    source: pathlib.Path, *, include: Sequence[str] = (), version: str = ""
+) -> pathlib.Path:
+    """The shared library of one C++ file, compiled in a few seconds unless it is kept from before.
+
+    Args:
+        source: the file.
+        include: folders of headers.
+        version: of what the headers belong to; another version is another library.
+
+    Raises:
+        OSError: no compiler. subprocess.SubprocessError: it failed, or took too long.
+    """
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
+        raise FileNotFoundError("no g++ or clang++")
+    parts = [source.read_bytes(), *(s.encode() for s in (version, compiler, _processor()))]
+    name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    folder = cache.root() / "kernels"
+    path = folder / f"{name}.so"
+    with _BUILDING:
+        if not path.exists():
+            if cache.why_not_writable(folder):  # for this process alone then
+                folder = pathlib.Path(tempfile.mkdtemp(prefix="mnv4_kernels_"))
+                atexit.register(shutil.rmtree, folder, ignore_errors=True)
+                path = folder / path.name
+            command = [compiler, *_FLAGS, *(f"-I{name}" for name in include), str(source)]
+            _compile(command, path)
+    return path
+
+
+def _compile(command: Sequence[str], path: pathlib.Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        built = pathlib.Path(scratch, path.name)
+        command = [*command, "-o", os.fspath(built)]
+        subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
+        os.replace(built, path)  # whole or not at all, whichever other process is building it
+
+
+def _processor() -> str:
+    """What -march=native depends on; a cache folder may be shared between machines."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return "".join(line for line in lines[:40] if line.startswith(("model", "flags", "Feat")))
+    except OSError:
+        return platform.platform() + platform.processor()

@@ -1,0 +1,55 @@
+"""What platforms do to pictures, done to a batch on the device: smaller and large again, blurred,
+compressed.
+
+Every random draw is keyed by (seed, position of the example in the run), as in `augment`.
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from mnv4_jax.ops import resample
+from mnv4_jax.ops.jpeg import jpeg
+
+
+def damage(images: jax.Array, keys: jax.Array, config: ConfigDict) -> jax.Array:
+    """Damages each picture with the configured probabilities.
+
+    Args:
+      images: [B, H, W, 3] float in [0, 1].
+      keys: [B] PRNG keys, see `augment.keys`.
+      config: `data.downscale_prob`, `data.downscale`, `data.jpeg_prob`, `data.jpeg_quality` and
+        `augment.blur` are read; what is 0 is left out of the program.
+
+    Returns:
+      [B, H, W, 3] of the same dtype, in [0, 1].
+    """
+    data, blur = config.data, config.augment.blur
+
+    def draw(key):
+        return jax.random.uniform(jax.random.fold_in(key, 1), (5,))
+
+    # float32 whatever the pictures are: half precision is too coarse for an axis of 224 px.
+    is_shrunk, factor, sigma, is_compressed, quality = jax.vmap(draw, out_axes=1)(keys)
+    if data.downscale_prob or blur:
+        low, high = data.downscale
+        factor = jnp.where(is_shrunk < data.downscale_prob, low + (high - low) * factor, 1)
+
+        def along(size):
+            def matrix(factor, sigma):
+                shrunk = resample.down_and_up(size, factor) if data.downscale_prob else None
+                if not blur:
+                    return shrunk
+                blurred = resample.gaussian(size, sigma * blur)
+                return blurred if shrunk is None else blurred @ shrunk
+
+            return jax.vmap(matrix)(factor, sigma).astype(images.dtype)
+
+        rows, columns = along(images.shape[1]), along(images.shape[2])
+        images = jnp.clip(resample.separable(images, rows, columns), 0, 1)
+    if data.jpeg_prob:
+        low, high = data.jpeg_quality
+        compressed = jpeg(images, low + jnp.floor((high - low + 1) * quality))
+        chosen = (is_compressed < data.jpeg_prob)[:, None, None, None]
+        images = jnp.where(chosen, compressed, images)
+    return images

@@ -1,0 +1,129 @@
+"""Where a run's pictures come from: decoded anew, kept on the host's disk, or in device memory."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from input_pipeline import slots as slots_lib
+from input_pipeline.batches import Batch, Batches, OnBad, shorter_side, train_batches
+from input_pipeline.sources import Source
+from mnv4_jax.runtime.mesh import batch_sharding, put_batch, replicated
+
+_SHARE_OF_FREE = 0.6  # of a device's memory that the pictures may take: a step needs some too
+
+
+class TrainPictures:
+    """The training batches of a run on its devices.
+
+    Pictures are decoded in the first epoch. With `data.cache` "device", and with "auto" on a GPU or
+    TPU, they move to the devices at the end of the first epoch that leaves none undecoded, if they
+    fit; from then on only the places of crops are sent. All forms give the same batches.
+
+    Args:
+      config: of the run.
+      source: the pictures.
+      mesh: of the run.
+      start: number of the first batch.
+      on_bad: told of pictures that cannot be read, see `train_batches`.
+      say: told what was chosen.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        source: Source,
+        mesh: Mesh,
+        *,
+        start: int,
+        on_bad: OnBad,
+        say: Callable[[str], None],
+    ):
+        self._mesh, self._say, self._done = mesh, say, start
+        data = config.data
+        self._side_px = shorter_side(data)
+        self._slots = slots_lib.open_for(source, self._side_px, data.cache, data.cache_gib, say)
+        self._per_epoch = max(1, -(-len(source) // config.train.batch_size))
+        self._open = functools.partial(
+            train_batches,
+            source,
+            data,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            on_bad=on_bad,
+            slots=self._slots,
+        )
+        self._batches: Batches = self._open(start=start)
+        self._resident: jax.Array | None = None  # [N, side, side, 3] uint8 on every device
+        self._crops = jax.jit(
+            functools.partial(crops, size=data.image_size), out_shardings=batch_sharding(mesh)
+        )
+        is_accelerator = jax.default_backend() != "cpu"
+        wanted = data.cache == "device" or (data.cache == "auto" and is_accelerator)
+        self._wants_device = wanted and self._slots is not None
+        if self._wants_device and (reason := self._why_not_resident(data, len(source))):
+            self._wants_device = False
+            if data.cache == "device":
+                say(f"pictures stay on the host: {reason}")
+
+    def __next__(self) -> tuple[Batch, dict[str, jax.Array]]:
+        """(a batch of this process, "image", "label" and "position" of the global batch)."""
+        if self._wants_device and self._done % self._per_epoch == 0 and self._slots.complete():
+            self._move()
+        batch = next(self._batches)
+        self._done += 1
+        names = ("label", "position", "image" if self._resident is None else "crop")
+        arrays = put_batch({name: batch[name] for name in names}, self._mesh)
+        if self._resident is not None:
+            arrays["image"] = self._crops(self._resident, arrays.pop("crop"))
+        return batch, arrays
+
+    def close(self) -> None:
+        self._batches.close()
+
+    def _move(self) -> None:
+        self._wants_device = False
+        n = len(self._slots.memory) // (self._side_px**2 * 3)
+        sides = self._slots.sides(np.arange(n))
+        if sides[sides > 0].min() < self._side_px:
+            self._say("pictures stay on the host: some are smaller than others (data.crop=native)")
+            return
+        self._batches.close()
+        pixels = self._slots.memory.reshape(n, self._side_px, self._side_px, 3)
+        self._resident = jax.device_put(pixels, replicated(self._mesh))
+        self._batches = self._open(start=self._done, resident=True)
+        self._say(f"all pictures are in device memory: {pixels.nbytes / 2**30:.2f} GiB")
+
+    def _why_not_resident(self, data: ConfigDict, n: int) -> str | None:
+        if jax.process_count() > 1:
+            return "data.cache=device is for runs of one process"
+        if tuple(data.zoom) != (1, 1) or data.blended:
+            return "data.zoom and data.blended change them there"
+        needed = n * self._side_px**2 * 3
+        free = min(_free_bytes(device) for device in self._mesh.local_devices)
+        if needed > _SHARE_OF_FREE * free:
+            return f"{needed / 2**30:.1f} GiB do not fit in {free / 2**30:.1f} GiB of device memory"
+        return None
+
+
+def crops(pixels: jax.Array, places: jax.Array, *, size: int) -> jax.Array:
+    """[N, S, S, 3] uint8, [B, 3] int32 (index, top, left) -> [B, size, size, 3] uint8."""
+
+    def one(place):
+        start = (place[0], place[1], place[2], jnp.int32(0))
+        return jax.lax.dynamic_slice(pixels, start, (1, size, size, 3))[0]
+
+    return jax.vmap(one)(places)
+
+
+def _free_bytes(device: jax.Device) -> int:
+    if stats := device.memory_stats():
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    return psutil.virtual_memory().available  # a CPU's
