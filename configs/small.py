@@ -78,6 +78,7 @@ def get_config() -> ConfigDict:
     config.train.weight_decay = 0.05
     config.train.layer_decay = 1.0  # on the learning rate, for each layer below the head
     config.train.label_smoothing = 0.05
+    config.train.consistency = 0.0  # weight of what damage changes in an answer; doubles a step
     config.train.trainable = ()  # parts of names, ("norm", "head"): nothing else is trained
     config.train.clip_norm = 1.0  # of the gradient; 0: off
     config.train.ema_decay = 0.998

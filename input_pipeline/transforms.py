@@ -56,10 +56,8 @@ def square(pixels: np.ndarray, transform: Transform) -> np.ndarray:
     Returns:
         [s, s, 3] uint8, contiguous; s is `shorter_px`, or less for "native" and a smaller picture.
     """
-    height, width = pixels.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    middle = pixels[top : top + side, left : left + side]
+    side = min(pixels.shape[:2])
+    middle = _middle(pixels, side)
     scaled = min(side, transform.shorter_px) if transform.crop == "native" else transform.shorter_px
     if scaled == side:
         return np.ascontiguousarray(middle)
@@ -92,10 +90,7 @@ def crops(
 
 def evaluate(pixels: np.ndarray, transform: Transform, out: np.ndarray) -> None:
     """The middle of a picture, [H, W, 3] uint8 of any size, to `out`, [size, size, 3] uint8."""
-    height, width = pixels.shape[:2]
-    side = transform.side(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    cut(pixels[top : top + side, left : left + side], out)
+    cut(_middle(pixels, transform.side(*pixels.shape[:2])), out)
 
 
 def why_refused(pixels: np.ndarray, seen: np.ndarray, least_px: int) -> int:
@@ -118,6 +113,12 @@ def _one_colour(pixels: np.ndarray) -> bool:
         if np.ptp(part.reshape(-1, 3), axis=0).max() > _FLAT_LEVELS:
             return False
     return True
+
+
+def _middle(pixels: np.ndarray, side: int) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
 
 
 def cut(square: np.ndarray, out: np.ndarray) -> None:

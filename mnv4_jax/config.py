@@ -37,6 +37,7 @@ _AT_LEAST = {
     "train.weight_decay": 0,
     "train.clip_norm": 0,
     "train.max_bad_steps": 1,
+    "train.consistency": 0,
     "train.adversary.budget": 0,
     "train.adversary.steps": 1,
     "train.adversary.step_size": 0,
@@ -167,6 +168,11 @@ def check(config: ConfigDict) -> None:
     if not _are_numbers(weights) or any(w < 0 for w in weights) or (weights and not any(weights)):
         raise UserError(
             f"config.data.weights={weights!r}: must be numbers from 0, one a set, or ()"
+        )
+    if config.train.consistency and config.train.adversary.method != "none":
+        raise UserError(
+            f"config.train.consistency={config.train.consistency}: not together with"
+            f" config.train.adversary.method={config.train.adversary.method}; set one of them"
         )
     if not 0 < config.train.layer_decay <= 1:
         raise UserError(

@@ -20,16 +20,21 @@ def keys(seed: int, position: jax.Array) -> jax.Array:
     return jax.vmap(lambda p: jax.random.fold_in(base, p))(position)
 
 
-def vary(images: jax.Array, position: jax.Array, config: ConfigDict) -> jax.Array:
+def vary(
+    images: jax.Array, position: jax.Array, config: ConfigDict, *, damaged: bool = True
+) -> jax.Array:
     """What a step does to its pictures: `damage`, then `augment`.
 
     Args:
       images: [B, H, W, 3] float in [0, 1].
       position: [B] uint32, of the examples in the run.
       config: the whole.
+      damaged: False: the same variation without the damage.
     """
     drawn = keys(config.seed, position)
-    return augment(damage(images, drawn, config), drawn, config.augment)
+    if damaged:
+        images = damage(images, drawn, config)
+    return augment(images, drawn, config.augment)
 
 
 def augment(images: jax.Array, keys: jax.Array, config: ConfigDict) -> jax.Array:

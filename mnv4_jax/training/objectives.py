@@ -16,7 +16,8 @@ from mnv4_jax.attacks.gradient import ascend
 
 # (model, batch, key) -> (loss [], logits [B, 2]). The model is in the trace: calling it with
 # `train=True` moves its BatchNorm statistics, and the step takes them from it afterwards.
-# `batch` has "image" [B, H, W, 3] float in [0, 1], augmented, "label" [B] and "position" [B].
+# `batch` has "image" [B, H, W, 3] float in [0, 1], augmented, "label" [B] and "position" [B]; with
+# `train.consistency`, "clean" too: the same pictures without the damage.
 Objective = Callable[[nnx.Module, dict[str, jax.Array], Any], tuple[jax.Array, jax.Array]]
 
 
@@ -24,6 +25,8 @@ def from_config(config: ConfigDict, steps_per_epoch: float = 1.0) -> Objective:
     """The objective that `config.train` describes."""
     train, attack = config.train, config.train.adversary
     smoothing = train.label_smoothing
+    if train.consistency:
+        return functools.partial(consistent, label_smoothing=smoothing, weight=train.consistency)
     if attack.method == "none":
         return functools.partial(cross_entropy, label_smoothing=smoothing)
     warmup = attack.warmup_epochs * steps_per_epoch * train.batch_size
@@ -55,6 +58,30 @@ def cross_entropy(
     """
     logits = model(batch["image"], train=True, key=key)
     return _smoothed(logits, batch["label"], label_smoothing).mean(), logits
+
+
+def consistent(
+    model: nnx.Module,
+    batch: dict[str, jax.Array],
+    key: Any,
+    *,
+    label_smoothing: float,
+    weight: float,
+) -> tuple[jax.Array, jax.Array]:
+    """The cross-entropy of both views of a picture, damaged and clean, and `weight` times what
+    damage changes in the answer: KL(clean || damaged), which moves the damaged one alone.
+
+    Stability training of Zheng et al. (CVPR 2016), eq. 9, with the labels on both views. Both go
+    through the model together, so BatchNorm has one set of statistics; the logits that come back
+    are the damaged ones.
+    """
+    both = jnp.concatenate([batch["image"], batch["clean"]])
+    logits = model(both, train=True, key=key)
+    damaged, clean = jnp.split(logits, 2)
+    labels = jnp.concatenate([batch["label"]] * 2)
+    target = jax.lax.stop_gradient(jax.nn.log_softmax(clean))
+    apart = _divergence(target, jax.nn.log_softmax(damaged)).mean()
+    return _smoothed(logits, labels, label_smoothing).mean() + weight * apart, damaged
 
 
 def _smoothed(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:

@@ -89,10 +89,12 @@ class Program:
         """
         config, packing = self.config, self.packing
         images = weights_lib.to_float(batch["image"], classifier.param_dtype(config))
-        images = vary(images, batch["position"], config)
+        views = {"image": vary(images, batch["position"], config)}
+        if config.train.consistency:
+            views["clean"] = vary(images, batch["position"], config, damaged=False)
         loss, grads, stats, logits = gradients(
             packing.unpack(state.weights),
-            {**batch, "image": images},
+            batch | views,
             jax.random.fold_in(jax.random.key(config.seed + 1), state.step),
             objective=self.objective,
             graphdef=self.graphdef,

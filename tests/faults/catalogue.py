@@ -7,7 +7,9 @@ Faults of every kind that has gone unseen once (issue 13), and of the rooms besi
 from typing import NamedTuple
 
 _T = "tests/mnv4_jax/training"
-AUGMENT = f"{_T}/test_augment.py"
+AUGMENT, DAMAGE = f"{_T}/test_augment.py", f"{_T}/test_damage.py"
+PICTURES = f"{_T}/test_pictures.py"
+JPEG, RESAMPLE = "tests/mnv4_jax/ops/test_jpeg.py", "tests/mnv4_jax/ops/test_resample.py"
 STEP, LOOP, CHECKPOINT = f"{_T}/test_step.py", f"{_T}/test_loop.py", f"{_T}/test_checkpoint.py"
 EFFECTS, DIGESTS = STEP, LOOP
 RAW, CONVERT = "tests/mnv4_jax/test_raw.py", "tests/mnv4_jax/test_convert.py"
@@ -16,6 +18,7 @@ ONE_CLASS = "tests/mnv4_jax/report/test_one_class.py"
 ROBUSTNESS = "tests/mnv4_jax/report/test_robustness.py"
 _I = "tests/input_pipeline"
 CLI, TRANSFORMS, BATCHES = f"{_I}/test_cli.py", f"{_I}/test_transforms.py", f"{_I}/test_batches.py"
+SLOTS, GATHER = f"{_I}/test_slots.py", f"{_I}/test_gather.py"
 PREPARE, LEAKS = f"{_I}/test_prepare.py", f"{_I}/prepared/test_leaks.py"
 SOURCES, LISTING, DECODE = f"{_I}/test_sources.py", f"{_I}/test_listing.py", f"{_I}/test_decode.py"
 _M = "tests/mnv4_jax/measure"
@@ -45,8 +48,8 @@ def _of(file: str, *faults: tuple) -> list[Fault]:
 FAULTS = [
     *_of(
         "mnv4_jax/training/step.py",
-        ("augmentation not called", "        images = augment(images, keys(config.seed, batch[\"position\"]), config.augment)\n", "", EFFECTS),
-        ("every picture augmented alike", "keys(config.seed, batch[\"position\"])", "keys(config.seed, 0 * batch[\"position\"])", EFFECTS),
+        ("augmentation not called", "        images = vary(images, batch[\"position\"], config)\n", "", EFFECTS),
+        ("every picture augmented alike", "vary(images, batch[\"position\"], config)", "vary(images, 0 * batch[\"position\"], config)", EFFECTS),
         ("the guard deaf to the gradient", "finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)", "finite = jnp.isfinite(loss)", EFFECTS),
         ("the guard deaf to the loss and the gradient", "finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)", "finite = jnp.bool_(True)", f"{STEP}::test_a_non_finite_loss_changes_nothing_but_the_counters"),
         ("the average never moves", "e + (1 - decay) * (w - e)", "e + 0 * (1 - decay) * (w - e)", EFFECTS),
@@ -74,13 +77,38 @@ FAULTS = [
         ("brightness only upwards", "jax.random.uniform(brightness, (), image.dtype, -1, 1)", "jax.random.uniform(brightness, (), image.dtype, 0, 1)", AUGMENT),
         ("contrast twice as strong", "image.dtype, -1, 1) * config.contrast", "image.dtype, -1, 1) * 2 * config.contrast", AUGMENT),
         ("saturation off", "image.dtype, -1, 1) * config.saturation", "image.dtype, -1, 1) * 0", AUGMENT),
-        ("noise off", "image + strength * jax.random.normal(noise,", "image + 0 * jax.random.normal(noise,", AUGMENT),
+        ("noise off", "image + strength * _piece(", "image + 0 * _piece(", AUGMENT),
+        ("the same noise for all", "start = (jnp.floor(top * shape[0]), jnp.floor(left * shape[1]), 0)", "start = (0, 0, 0)", AUGMENT),
+        ("damage not called", "augment(damage(images, drawn, config), drawn,", "augment(images, drawn,", DAMAGE),
         ("noise always at full strength", "strength = jax.random.uniform(level, (), image.dtype) * config.noise", "strength = config.noise", AUGMENT),
-        ("blur off", "sigma = jax.random.uniform(blur, (), image.dtype) * config.blur", "sigma = 0.0 * config.blur", AUGMENT),
         ("flip upside down", "dm_pix.flip_left_right(image)", "dm_pix.flip_up_down(image)", AUGMENT),
         ("flip never", "flipped = jax.random.bernoulli(flip, config.flip)", "flipped = False", AUGMENT),
         ("erase in black", "image.mean((0, 1)), image)", "0 * image.mean((0, 1)), image)", AUGMENT),
         ("pixels not clipped", "return jnp.clip(image, 0, 1)", "return image", AUGMENT),
+    ),
+    *_of(
+        "mnv4_jax/training/damage.py",
+        ("blur off", "resample.gaussian(size, sigma * blur)", "resample.gaussian(size, 0 * sigma)", DAMAGE),
+        ("every picture shrunk", "jnp.where(is_shrunk < data.downscale_prob,", "jnp.where(is_shrunk < 1,", DAMAGE),
+        ("JPEG of one quality", "low + jnp.floor((high - low + 1) * quality)", "low + jnp.floor(0 * quality)", DAMAGE),
+        ("every picture compressed", "is_compressed < data.jpeg_prob", "is_compressed < 1", DAMAGE),
+    ),
+    *_of(
+        "mnv4_jax/ops/jpeg.py",
+        ("the luma table for chroma", "of_chroma = _table(_CHROMA, quality)", "of_chroma = _table(_LUMA, quality)", JPEG),
+        ("halves to even", "jnp.floor(jnp.abs(shares) + 0.5)", "jnp.rint(jnp.abs(shares) + 0.2)", JPEG),
+        ("no gradient", "values + jax.lax.stop_gradient(jnp.floor(values) - values)", "jnp.floor(values)", JPEG),
+    ),
+    *_of(
+        "mnv4_jax/ops/resample.py",
+        ("bicubic of Pillow (a = -0.5)", "((-0.75 * distance + 3.75) * distance - 6) * distance + 3", "((-0.5 * distance + 2.5) * distance - 4) * distance + 2", RESAMPLE),
+        ("columns left as they are", "return jnp.einsum(\"blk,bikc->bilc\", columns, out.reshape(images.shape))", "return out.reshape(images.shape)", RESAMPLE),
+    ),
+    *_of(
+        "mnv4_jax/training/pictures.py",
+        ("the seed of the data ignored", "            seed=config.seed,\n", "            seed=1,\n", f"{LOOP}::test_the_batches_of_a_run_are_those_of_its_seed"),
+        ("batches of the device begin anew", "self._batches = self._open(start=self._done, resident=True)", "self._batches = self._open(start=0, resident=True)", PICTURES),
+        ("never moved to the device", "self._done % self._per_epoch == 0 and", "False and", PICTURES),
     ),
     *_of(
         "mnv4_jax/training/optimizer.py",
@@ -97,8 +125,7 @@ FAULTS = [
         ("a resumed run begins its data anew", "            start=self.done,\n", "            start=0,\n", f"{LOOP}::test_preempted_and_run_again_equals_an_uninterrupted_run"),
         ('preempted with status 0', '                    return EXIT_STATUS', '                    return 0', f'{LOOP}::test_preempted_and_run_again_equals_an_uninterrupted_run',),
         ('the calibration not kept', 'calibration=fitted,\n            metrics=metrics,', 'calibration=None,\n            metrics=metrics,', LOOP,),
-        ("the seed of the data ignored", "            seed=config.seed,\n            start", "            seed=1,\n            start", f"{LOOP}::test_the_batches_of_a_run_are_those_of_its_seed"),
-    ),
+            ),
     *_of(
         "mnv4_jax/training/digests.py",
         ("digests without the augmentation", "listed = sorted(zip(names, (key.tobytes().hex() for key in keys), strict=True))", "listed = sorted(names)", DIGESTS),
@@ -228,15 +255,29 @@ FAULTS = [
         "input_pipeline/transforms.py",
         ("the middle one px to the side", "top, left = (height - side) // 2, (width - side) // 2", "top, left = (height - side) // 2, (width - side + 1) // 2", TRANSFORMS),
         ("scaled down without area", "how = cv2.INTER_AREA if shrink else cv2.INTER_CUBIC", "how = cv2.INTER_CUBIC", TRANSFORMS),
-        ("the last crop never drawn", "left = int(draws[1] * (width - side + 1))", "left = int(draws[1] * (width - side))", TRANSFORMS),
-        ("JPEG damage of one quality", "jpeg(out, int(low + (high - low + 1) * draws[5]))", "jpeg(out, int(low))", TRANSFORMS),
+        ("the last crop never drawn", "room = sides - side + 1", "room = np.maximum(1, sides - side)", TRANSFORMS),
+        ("zoom ignored", "np.rint(np.minimum(sides, transform.size) * zoom)", "np.rint(np.minimum(sides, transform.size) * 1.0)", TRANSFORMS),
         ("one-coloured pictures are scored", "ONE_COLOUR * _one_colour(seen)", "0", f"{PREDICT}::test_too_small_or_one_colour_is_no_evidence"),
         ("a colour in the sampled pixels is enough", "for part in (pixels[::16, ::16], pixels):", "for part in (pixels[::16, ::16],):", BATCHES, PREDICT),
     ),
     *_of(
-        "input_pipeline/batches.py",
+        "input_pipeline/order.py",
         ("one order for all epochs", "np.random.Philox(key=[seed, 1 + epoch])", "np.random.Philox(key=[seed, 1])", BATCHES),
-        ("labels of the pictures asked for", "labels[row] = 0 if change else self.source.labels[index]", "labels[row] = 0 if change else labels[row]", BATCHES),
+    ),
+    *_of(
+        "input_pipeline/slots.py",
+        ("checksums not looked at", "zlib.crc32(self.pixels(index, side).data) == record[\"crc\"]", "True", SLOTS),
+        ("changed files not noticed", "return bool(same) and", "return", SLOTS),
+        ("one cache for all sets", "digest.update(name.encode(errors=\"surrogateescape\") + b\"\\0\")", "pass", SLOTS),
+        ("the bound ignored", "if taken + needed <= most:", "if True:", SLOTS),
+    ),
+    *_of(
+        "input_pipeline/gather.py",
+        ("one row too low", "pixels[start:], (size, line)", "pixels[start + stride:], (size, line)", GATHER),
+    ),
+    *_of(
+        "input_pipeline/batches.py",
+        ("labels of the pictures asked for", "np.where(made, 0, self.source.labels[indices]).astype(np.int32)", "np.where(made, 0, labels).astype(np.int32)", BATCHES),
         ("unreadable pictures are scored", "mask[row] = not refused[row]\n", "mask[row] = not refused[row]\n            mask[row] = True\n", BATCHES),
     ),
     *_of(

@@ -13,6 +13,7 @@ from mnv4_jax.models.weights import fresh_weights
 from mnv4_jax.ops import conv, kernels
 from mnv4_jax.runtime.mesh import make_mesh, put_batch
 from mnv4_jax.training import objectives
+from mnv4_jax.training.augment import vary
 from mnv4_jax.training.step import Program
 from tests.tiny import four_block_config, random_batch
 
@@ -60,6 +61,52 @@ def value(objective, batch=BATCH, **fields):
 def losses(scores):
     logits = jnp.stack([jnp.asarray(scores), -jnp.asarray(scores)], axis=1)
     return optax.softmax_cross_entropy_with_integer_labels(logits, BATCH["label"])
+
+
+def test_consistency_counts_both_views_and_what_damage_changes():
+    config = four_block_config()
+    config.train.consistency, config.train.label_smoothing = 0.7, 0.0
+    objective = objectives.from_config(config)
+    clean = jnp.clip(BATCH["image"] + 0.1 * jnp.sign(WEIGHTS), 0, 1)
+    loss, logits = objective(Linear(), BATCH | {"clean": clean}, jax.random.key(0))
+    clean_scores = np.asarray(Linear()(clean)[:, 0])
+    p, q = (jax.nn.sigmoid(2 * jnp.asarray(s)) for s in (clean_scores, SCORES))
+    divergence = p * jnp.log(p / q) + (1 - p) * jnp.log((1 - p) / (1 - q))
+    expected = (losses(SCORES).mean() + losses(clean_scores).mean()) / 2
+    assert float(divergence.mean()) > 0.01
+    assert float(loss) == pytest.approx(float(expected + 0.7 * divergence.mean()), rel=1e-3)
+    np.testing.assert_allclose(logits[:, 0], SCORES, rtol=1e-5)
+
+
+def test_consistency_pulls_the_damaged_view_and_not_the_clean_one():
+    def apart(image, clean):
+        run = functools.partial(objectives.consistent, label_smoothing=0.0)
+        batch = BATCH | {"image": image, "clean": clean}
+        return run(Linear(), batch, None, weight=1.0)[0] - run(Linear(), batch, None, weight=0.0)[0]
+
+    images = BATCH["image"]
+    of_damaged, of_clean = jax.grad(apart, (0, 1))(images, images + 0.05)
+    assert np.abs(of_clean).max() < 1e-6 < np.abs(of_damaged).max()
+
+
+def test_the_step_gives_consistency_both_views():
+    config = four_block_config()
+    config.train.consistency, config.data.jpeg_prob, config.data.jpeg_quality = 1.0, 1.0, (2, 3)
+    batch = random_batch()
+    ramp = jnp.linspace(0, 1, batch["image"].size).reshape(batch["image"].shape)
+    for view, damaged in (("image", True), ("clean", False)):
+
+        def told(model, batch, key, view=view):
+            return jnp.sum(ramp * batch[view]), model(batch["image"][:, :8, :8], train=True)
+
+        mesh = make_mesh(jax.devices()[:1])
+        program = Program(config, mesh, 1e-3, told)
+        state = program.init(fresh_weights(config))
+        loss = jax.jit(program.step)(state, put_batch(batch, mesh))[1]["loss"]
+        images = jnp.asarray(batch["image"], jnp.float32) / 255
+        expected = vary(images, batch["position"], config, damaged=damaged)
+        assert float(loss) == pytest.approx(float(jnp.sum(ramp * expected)), rel=1e-5)
+    assert np.abs(vary(images, batch["position"], config) - expected).max() > 0.1
 
 
 def test_the_default_is_the_plain_cross_entropy():

@@ -1,6 +1,8 @@
-"""What the Gabor bank costs in a training step, by form, beside the same step without one:
+"""What parts of a training step cost, beside the same step without them:
 
-    python benchmarks/gabor_cost.py [--size=128] [--batch_size=64] [--steps=5]
+    python benchmarks/step_cost.py gabor [--size=128] [--batch_size=64] [--steps=5]
+    python benchmarks/step_cost.py damage
+    python benchmarks/step_cost.py adversary
 
 The whole step of `configs/small.py` (augmentation, AdamW and EMA included) on one resident batch;
 rounds of the variants alternate, and each is given its best round.
@@ -14,25 +16,50 @@ from steps import make_step, random_batch
 
 from configs import small
 
-VARIANTS = {
-    "none": {"gabor.mode": "none"},
-    "real": {"gabor.response": "real"},
-    "magnitude": {"gabor.response": "magnitude"},
-    "magnitude, enhance": {"gabor.response": "magnitude", "gabor.mode": "enhance"},
-    "magnitude, learnable": {"gabor.response": "magnitude", "gabor.learnable": True},
+_DAMAGE = {
+    "data.jpeg_prob": 0.5,
+    "data.downscale_prob": 0.3,
+    "augment.blur": 0.7,
+    "augment.noise": 0.02,
+    "augment.erase": 0.3,
+}
+_OF_ALL = {"train.adversary.share": 1.0}
+GROUPS = {
+    "gabor": {
+        "no bank": {"gabor.mode": "none"},
+        "real": {"gabor.response": "real"},
+        "magnitude": {"gabor.response": "magnitude"},
+        "magnitude, enhance": {"gabor.response": "magnitude", "gabor.mode": "enhance"},
+        "magnitude, learnable": {"gabor.response": "magnitude", "gabor.learnable": True},
+    },
+    "damage": {
+        "no damage": {},
+        **{name: {name: value} for name, value in _DAMAGE.items()},
+        "all of it": _DAMAGE,
+    },
+    "adversary": {
+        "no attack": {},
+        "fgsm": {"train.adversary.method": "fgsm"},
+        "pgd, 3 steps": {"train.adversary.method": "pgd"},
+        "trades, 3 steps": {"train.adversary.method": "trades"},
+        "fgsm on all": {"train.adversary.method": "fgsm", **_OF_ALL},
+        "pgd, 3 steps, on all": {"train.adversary.method": "pgd", **_OF_ALL},
+        "trades, 3 steps, on all": {"train.adversary.method": "trades", **_OF_ALL},
+    },
 }
 ROUNDS = 3
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("group", choices=GROUPS)
     parser.add_argument("--size", type=int, default=128, help="px")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5, help="a round")
-    parser.add_argument("--variants", default=";".join(VARIANTS), help="separated by semicolons")
     args = parser.parse_args()
-    names = args.variants.split(";")
-    runs = {name: make_run(VARIANTS[name], args.size, args.batch_size) for name in names}
+    variants = GROUPS[args.group]
+    names = list(variants)
+    runs = {name: make_run(variants[name], args.size, args.batch_size) for name in names}
     seconds = {name: [] for name in names}
     for _ in range(ROUNDS):
         for name, run in runs.items():
@@ -43,7 +70,9 @@ def main():
     plain = best[names[0]]
     device = jax.devices()[0].device_kind
     print(f"{args.size} px, batch {args.batch_size}, {device}, {small.get_config().model.name}")
-    print(f"| Gabor bank | ms a step | images/s | against {names[0]} |\n| --- | --- | --- | --- |")
+    print(
+        f"| {args.group} | ms a step | images/s | against {names[0]} |\n| --- | --- | --- | --- |"
+    )
     for name, s in best.items():
         print(f"| {name} | {1e3 * s:.1f} | {args.batch_size / s:.1f} | {s / plain - 1:+.1%} |")
 
