@@ -82,6 +82,7 @@ def get_config() -> ConfigDict:
     config.train.trainable = ()  # parts of names, ("norm", "head"): nothing else is trained
     config.train.clip_norm = 1.0  # of the gradient; 0: off
     config.train.ema_decay = 0.998
+    config.train.shard_state = False  # True: weights, moments and EMA split over the devices
     config.train.max_bad_steps = 10  # non-finite losses in a row before the run stops
     config.train.adversary = ConfigDict()  # training on attacked pictures, see docs/ROBUSTNESS.md
     config.train.adversary.method = "none"  # "fgsm", "pgd", "trades"

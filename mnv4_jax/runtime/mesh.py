@@ -1,6 +1,6 @@
 """The mesh and its shardings.
 
-Parallelism is over the batch alone: one mesh axis, `data`; parameters are replicated.
+One mesh axis, `data`: over it go the batch and, with `train.shard_state`, the state of a run.
 """
 
 from collections.abc import Sequence
@@ -31,6 +31,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def split_where_possible(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """The longest axis that the number of devices divides, over the devices; else replicated."""
+    fits = [axis for axis, length in enumerate(shape) if length and length % mesh.size == 0]
+    if not fits:
+        return replicated(mesh)
+    axis = max(fits, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

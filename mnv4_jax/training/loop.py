@@ -81,9 +81,12 @@ class _Run:
             raise UserError(f"config.{error}") from None
         self.graphdef = program.graphdef
         self.state, self.done, self.overdue = first_state(program, self.checkpointer, self.say)
-        everywhere = replicated(self.mesh)
-        self.step = jax.jit(program.step, donate_argnums=0, out_shardings=(everywhere, None))
-        self.by_name = jax.jit(program.packing.unpack_state, out_shardings=everywhere)
+        self.step = jax.jit(
+            program.step, donate_argnums=0, out_shardings=(program.shardings(), None)
+        )
+        shardings = jax.tree.map(lambda x: x.sharding, program.by_name())
+        self.by_name = jax.jit(program.packing.unpack_state, out_shardings=shardings)
+        self.gather = jax.jit(lambda weights: weights, out_shardings=replicated(self.mesh))
         self._announce()
 
         # What is written.
@@ -193,7 +196,8 @@ class _Run:
     def _validate(self, ema) -> tuple[dict, dict | None]:
         """(metrics, calibration or None) of the averaged weights, written down. Raises
         scoring.Stopped where told to stop: the next start does it again."""
-        metrics, fitted = self._evaluate(weights_lib.merge(self.graphdef, ema), self.validation)
+        model = weights_lib.merge(self.graphdef, self.gather(ema))
+        metrics, fitted = self._evaluate(model, self.validation)
         self.writer.write(self.done, "validation", metrics)
         self.progress.log(self.done, "validation", metrics)
         return metrics, fitted

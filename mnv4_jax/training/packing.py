@@ -23,10 +23,11 @@ class Packing:
       group: says for the dotted name of a parameter ("backbone.stem.conv.kernel") which vector
         holds it. BatchNorm statistics are the group "stats". Of what is in the group FROZEN there
         are no moments and no average: it stays as it is.
+      multiple: of which the lengths of the vectors are; they are filled up with zeros.
     """
 
-    def __init__(self, like: dict[str, Any], group: Callable[[str], str]):
-        self.like = like
+    def __init__(self, like: dict[str, Any], group: Callable[[str], str], *, multiple: int = 1):
+        self.like, self._multiple = like, multiple
         self._labels = {
             "params": jax.tree_util.tree_map_with_path(
                 lambda path, _: group(dotted(path)), like["params"]
@@ -49,6 +50,9 @@ class Packing:
                 if array is None:  # of a moment, where the parameter is frozen
                     continue
                 parts.setdefault(label, []).append(jnp.ravel(array))
+        for arrays in parts.values():
+            if rest := -sum(array.size for array in arrays) % self._multiple:
+                arrays.append(jnp.zeros(rest, arrays[0].dtype))
         return {label: jnp.concatenate(arrays) for label, arrays in parts.items()}
 
     def unpack(self, vectors: dict[str, jax.Array]) -> dict[str, Any]:

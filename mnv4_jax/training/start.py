@@ -18,7 +18,6 @@ from mnv4_jax.detector import boxed
 from mnv4_jax.detector import saved as saved_lib
 from mnv4_jax.models import weights as weights_lib
 from mnv4_jax.models.init_from import transfer
-from mnv4_jax.runtime.mesh import replicated
 from mnv4_jax.training.checkpoint import Checkpointer
 from mnv4_jax.training.state import TrainState
 from mnv4_jax.training.step import Program
@@ -33,23 +32,18 @@ def first_state(
       UserError: the checkpoints, or the weights to start from, do not fit the config.
     """
     config, packing = program.config, program.packing
-    everywhere = replicated(program.mesh)
     if found := checkpointer.latest_meta():
         _check_same_model(config, found[1]["config"], checkpointer.folder)
         _warn_of_other_batches(config, found[1]["config"], say)
-        by_name = jax.eval_shape(lambda w: packing.unpack_state(program.init(w)), program.like)
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), by_name
-        )
-        state, meta = checkpointer.restore(like)
+        state, meta = checkpointer.restore(program.by_name())
         step = int(state.step)
         say(f"going on from step {step}, found in {checkpointer.folder}")
-        packed = jax.jit(packing.pack_state, out_shardings=everywhere)(state)
+        packed = jax.jit(packing.pack_state, out_shardings=program.shardings())(state)
         return packed, step, meta.get("evaluation_due", False)
     weights = weights_lib.fresh_weights(config)
     if config.model.init_from:
         weights = _transferred(config.model.init_from, weights, say)
-    return jax.jit(program.init, out_shardings=everywhere)(weights), 0, False
+    return jax.jit(program.init, out_shardings=program.shardings())(weights), 0, False
 
 
 def _transferred(path: str, weights: dict[str, Any], say) -> dict[str, Any]:
@@ -80,6 +74,7 @@ def _check_same_model(config: ConfigDict, saved: Mapping[str, Any], folder: epat
 def _warn_of_other_batches(config: ConfigDict, saved: Mapping[str, Any], say) -> None:
     # These bring the same pictures from elsewhere, or in another way.
     same = {"data.dir", "data.threads", "data.workers", "data.log_digests"}
+    same |= {"data.cache", "data.cache_gib"}
     changed = [
         f"config.{field}={mine!r} (was {theirs!r})"
         for field, (mine, theirs) in _changed(config, saved).items()

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from mnv4_jax.models import classifier
 from mnv4_jax.models import weights as weights_lib
+from mnv4_jax.runtime.mesh import batch_sharding, replicated, split_where_possible
 from mnv4_jax.training import objectives
 from mnv4_jax.training import optimizer as optimizer_lib
 from mnv4_jax.training.augment import vary
@@ -46,7 +47,12 @@ class Program:
         self.graphdef, self.like = weights_lib.abstract(config)
         known = [dotted(path) for path, _ in jax.tree.leaves_with_path(self.like["params"])]
         self._check_names(tuple(config.train.trainable), known)
-        self.packing = Packing(self.like, optimizer_lib.groups(config, known).__getitem__)
+        self.is_split = config.train.shard_state and mesh.size > 1
+        self.packing = Packing(
+            self.like,
+            optimizer_lib.groups(config, known).__getitem__,
+            multiple=mesh.size if self.is_split else 1,
+        )
         self.optimizer = optimizer_lib.make_optimizer(config, schedule)
         self.objective = objective or objectives.from_config(config)
 
@@ -58,6 +64,29 @@ class Program:
                     f"train.trainable: {pattern!r} names no parameter; there are {known[0]},"
                     f" {known[len(known) // 2]}, {known[-1]} and others"
                 )
+
+    def shardings(self) -> TrainState:
+        """Of the packed state. With `train.shard_state` every device holds its part of each vector
+        between steps, as in ZeRO-3 (Rajbhandari et al., SC 2020)."""
+        state = jax.eval_shape(self.init, self.like)
+        split = batch_sharding(self.mesh) if self.is_split else replicated(self.mesh)
+        return jax.tree.map(lambda x: split if x.ndim else replicated(self.mesh), state)
+
+    def by_name(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state by name, which is what a checkpoint holds."""
+        state = jax.eval_shape(lambda w: self.packing.unpack_state(self.init(w)), self.like)
+
+        def place(x):
+            split = split_where_possible(x.shape, self.mesh)
+            sharding = split if self.is_split else replicated(self.mesh)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        return jax.tree.map(place, state)
+
+    def _placed(self, vectors: dict[str, jax.Array], sharding) -> dict[str, jax.Array]:
+        if not self.is_split:
+            return vectors
+        return jax.lax.with_sharding_constraint(vectors, sharding(self.mesh))
 
     def init(self, weights: dict[str, Any]) -> TrainState:
         """The state a run starts from with the named `weights`."""
@@ -93,7 +122,7 @@ class Program:
         if config.train.consistency:
             views["clean"] = vary(images, batch["position"], config, damaged=False)
         loss, grads, stats, logits = gradients(
-            packing.unpack(state.weights),
+            packing.unpack(self._placed(state.weights, replicated)),
             batch | views,
             jax.random.fold_in(jax.random.key(config.seed + 1), state.step),
             objective=self.objective,
@@ -103,6 +132,7 @@ class Program:
         )
         # Of what is frozen the gradient is not asked for, so XLA does not compute it.
         grads = packing.params(packing.pack({"params": grads}))
+        grads = self._placed(grads, batch_sharding)
         params = packing.params(state.weights)
         grad_norm = optax.global_norm(grads)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, params)

@@ -453,3 +453,21 @@ def test_a_run_that_trains_some_parameters_goes_on_from_its_checkpoint(picture_f
     same = jax.tree.map(lambda a, b: bool((a == b).all()), early.weights, late.weights)
     for path, unmoved in jax.tree.leaves_with_path(same["params"]):
         assert unmoved != ("classifier" in str(path)), path
+
+
+def test_a_split_state_is_saved_as_a_replicated_one(picture_folder, tmp_path):
+    """Begun whole or split, gone on with split or whole: the same weights, to rounding."""
+    ends = []
+    for first, second in ((False, False), (True, False), (False, True), (True, True)):
+        workdir = tmp_path / f"{first} {second}"
+        for steps, split in ((4, first), (6, second)):
+            fields = {"train.steps": steps, "train.shard_state": split}
+            assert loop.run(config_for(picture_folder, **fields), str(workdir)) == 0
+        ends.append(saved.load(workdir, raw=True))
+    for end in ends[1:]:
+        assert end.step == ends[0].step == 6
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+            end.weights,
+            ends[0].weights,
+        )

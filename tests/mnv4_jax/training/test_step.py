@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -261,3 +262,58 @@ def test_local_batch_norm_averages_the_statistics_of_all_devices():
     assert max(np.abs(a - b).max() for a, b in zip(averaged, each[0], strict=True)) > 1e-3
     for ours, expected in zip(together(slice(0, 16)), averaged, strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_norm", ["global", "local"])
+def test_a_state_split_over_devices_trains_as_a_replicated_one(batch_norm):
+    """In float64, over 20 steps, weights, moments and average."""
+    with jax.enable_x64(True):
+        ends, held = {}, {}
+        for split in (False, True):
+            config = four_block_config(
+                **{"model.dtype": "float64", "model.batch_norm": batch_norm, "gabor.mode": "concat"}
+            )
+            config.train.shard_state = split
+            mesh = make_mesh()
+            program = Program(config, mesh, 1e-2)
+            places = program.shardings()
+            state = jax.jit(program.init, out_shardings=places)(weights_lib.fresh_weights(config))
+            held[split] = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+            step = jax.jit(program.step, donate_argnums=0, out_shardings=(places, None))
+            for k in range(20):
+                batch = {**random_batch(), "position": np.arange(8, dtype=np.uint32) + 8 * k}
+                state, metrics = step(state, put_batch(batch, mesh))
+            assert np.isfinite(metrics["loss"])
+            ends[split] = jax.device_get(jax.jit(program.packing.unpack_state)(state))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9),
+            ends[True],
+            ends[False],
+        )
+        assert held[True] < 0.26 * held[False]  # of four devices
+
+
+def test_a_split_state_is_gathered_once_and_its_gradients_are_summed_as_ever():
+    config = four_block_config(**{"model.batch_norm": "local"})
+    counted = {}
+    for split in (False, True):
+        config.train.shard_state = split
+        mesh = make_mesh()
+        program = Program(config, mesh, 1e-3)
+        places = program.shardings()
+        state = jax.eval_shape(program.init, program.like)
+        state = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, places
+        )
+        step = jax.jit(program.step, donate_argnums=0, out_shardings=(places, None))
+        text = step.lower(state, put_batch(random_batch(), mesh)).compile().as_text()
+        counted[split] = {
+            kind: len(re.findall(rf"= .* {kind}(?:-start)?\(", text))
+            for kind in ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
+        }
+    # Decayed and plain weights, and statistics: one gather each at most.
+    assert counted[False]["all-gather"] == 0
+    assert 1 <= counted[True]["all-gather"] <= 3
+    # One for gradients and statistics, one for the norm that clips what is split.
+    assert counted[True]["all-reduce"] <= counted[False]["all-reduce"] + 2
+    assert not counted[True]["all-to-all"]
