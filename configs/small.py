@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.model.zero_init_residual = True
     config.model.batch_norm = "global"  # or "local": statistics per device, one all-reduce a step
     config.model.dtype = "auto"  # bfloat16 on TPU and GPU, float32 on CPU; or float32, float64, ...
-    config.model.init_from = ""  # a checkpoint whose weights to start from; "shipped"
+    config.model.init_from = ""  # weights: a checkpoint, "shipped", FILE, hf:REPOSITORY
 
     config.gabor = ConfigDict()
     config.gabor.mode = "concat"  # "none", "enhance", "concat"

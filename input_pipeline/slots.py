@@ -180,7 +180,8 @@ class Slots:
 
 def _name(source: Source, side_px: int) -> str:
     digest = hashlib.sha256(f"{_FORM} {side_px} {len(source)}".encode())
-    digest.update(source.stamp(0))
+    for i in (0, len(source) // 2, len(source) - 1):  # of a mixture, from several sets
+        digest.update(source.stamp(i))
     for name in source.ids:
         digest.update(name.encode(errors="surrogateescape") + b"\0")
     return digest.hexdigest()[:16]

@@ -12,19 +12,15 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-import safetensors
 from safetensors.numpy import save
 
 from configs import small
 from input_pipeline import cli
 from input_pipeline.cli import UserError
-from mnv4_jax.detector import saved, scoring
-from mnv4_jax.export import timm_keys
-from mnv4_jax.models import classifier
+from mnv4_jax.detector import saved, scoring, weight_files
+from mnv4_jax.models import timm_keys
 
 
 def main() -> None:
@@ -168,82 +164,14 @@ def import_weights(weights: str, out: str | os.PathLike) -> pathlib.Path:
     out = pathlib.Path(out).expanduser()
     if (out / "checkpoints").is_dir():
         raise UserError(f"--out={out}: holds checkpoints already; name another folder")
-    tensors, header = read(weights)
-    if "config" in header:
-        config = saved.as_config(header["config"])
-    else:
-        config = small.get_config()
-        config.gabor.mode = "none"
-        config.model.name = timm_keys.find_variant(config, tensors)
-        if timm_keys.has_other_head(tensors):
-            classes = len(tensors["classifier.weight"])
-            print(f"the head has {classes} classes: it starts fresh with {len(classifier.LABELS)}")
-    model = classifier.build(config, seed=config.seed)
-    imported = timm_keys.from_timm(model, tensors, new_head="config" not in header)
-    folder = saved.write_initial(out, config, imported)
-    if header.get("calibration"):
-        saved.save_calibration(folder, header["calibration"])
+    try:
+        imported = weight_files.load(weights, small.get_config(), print)
+    except UserError as error:
+        raise UserError(f"--weights={error}") from None
+    folder = saved.write_initial(out, imported.config, imported.weights)
+    if imported.calibration:
+        saved.save_calibration(folder, imported.calibration)
     return pathlib.Path(folder)
-
-
-def read(weights: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors, and the header where `to_torch` wrote one, of a file or of hf:OWNER/REPOSITORY."""
-    if weights.startswith("hf:"):
-        path = _download(weights.removeprefix("hf:"))
-    else:
-        path = pathlib.Path(weights).expanduser()
-    if not path.is_file():
-        raise UserError(f"--weights={weights}: no such file")
-    if path.suffix in (".pth", ".pt"):
-        return _read_pickle(path), {}
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, TypeError) as error:  # TypeError: bfloat16
-        raise UserError(f"--weights={weights}: not a safetensors file: {error}") from None
-    header = {}
-    if "config" in metadata:
-        header = {key: json.loads(text) for key, text in metadata.items() if key != "format"}
-    return tensors, header
-
-
-def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """A state_dict, on its own or as timm's training script wraps it."""
-    try:
-        import torch
-    except ImportError:
-        raise UserError(f"--weights={path}: {missing_extra('torch')}") from None
-    try:
-        # weights_only: a pickle may otherwise run any code
-        state: Mapping = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zipfile and torch each raise their own kinds
-        reason = str(error).strip().split("\n", 1)[0]
-        raise UserError(f"--weights={path}: not a file of weights alone: {reason}") from None
-    state = state.get("state_dict", state) if isinstance(state, Mapping) else {}
-    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"--weights={path}: holds no state_dict")
-    # NumPy has no bfloat16.
-    return {
-        name: (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
-        for name, value in state.items()
-    }
-
-
-def _download(repository: str) -> pathlib.Path:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError(f"--weights=hf:{repository}: {missing_extra('torch')}") from None
-    try:
-        return pathlib.Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))
-    except Exception as error:  # of the hub, of HTTP and of the network
-        reason = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
-        raise UserError(f"--weights=hf:{repository}: cannot be fetched: {reason}") from None
-
-
-def missing_extra(extra: str) -> str:
-    return f"needs the extra `{extra}`: pip install 'mnv4_jax[{extra}]'"
 
 
 def write(path: pathlib.Path, contents: bytes) -> None:

@@ -1,7 +1,7 @@
 """MobileNetV4 (Qin et al. 2024, arXiv:2404.10518): every variant is a row of the table at the top.
 
 Block strings and attribute names are timm's, so that a parameter's path here and its key there say
-the same; `mnv4_jax/export/timm_keys.py` relies on it.
+the same; `mnv4_jax/models/timm_keys.py` relies on it.
 """
 
 import dataclasses

@@ -44,7 +44,8 @@ class TrainPictures:
         on_bad: OnBad,
         say: Callable[[str], None],
     ):
-        self._mesh, self._say, self._done = mesh, say, start
+        self._mesh, self._say = mesh, say
+        self._start = self._done = start
         data = config.data
         self._side_px = shorter_side(data)
         self._slots = slots_lib.open_for(source, self._side_px, data.cache, data.cache_gib, say)
@@ -75,7 +76,9 @@ class TrainPictures:
 
     def __next__(self) -> tuple[Batch, dict[str, jax.Array]]:
         """(a batch of this process, "image", "label" and "position" of the global batch)."""
-        if self._wants_device and self._done % self._per_epoch == 0 and self._slots.complete():
+        # Not before the first batch: checking all slots of a large set takes half a minute.
+        at_an_epochs_end = self._done > self._start and self._done % self._per_epoch == 0
+        if self._wants_device and at_an_epochs_end and self._slots.complete():
             self._move()
         batch = next(self._batches)
         self._done += 1
@@ -125,5 +128,5 @@ def crops(pixels: jax.Array, places: jax.Array, *, size: int) -> jax.Array:
 
 def _free_bytes(device: jax.Device) -> int:
     if stats := device.memory_stats():
-        return stats["bytes_limit"] - stats["bytes_in_use"]
+        return stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
     return psutil.virtual_memory().available  # a CPU's

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.cli import UserError
 from mnv4_jax.config import fields
-from mnv4_jax.detector import boxed
+from mnv4_jax.detector import boxed, weight_files
 from mnv4_jax.detector import saved as saved_lib
 from mnv4_jax.models import weights as weights_lib
 from mnv4_jax.models.init_from import transfer
@@ -42,14 +42,19 @@ def first_state(
         return packed, step, meta.get("evaluation_due", False)
     weights = weights_lib.fresh_weights(config)
     if config.model.init_from:
-        weights = _transferred(config.model.init_from, weights, say)
+        weights = _transferred(config, weights, say)
     return jax.jit(program.init, out_shardings=program.shardings())(weights), 0, False
 
 
-def _transferred(path: str, weights: dict[str, Any], say) -> dict[str, Any]:
-    """`weights` with everything replaced that the checkpoint at `path` has."""
+def _transferred(config: ConfigDict, weights: dict[str, Any], say) -> dict[str, Any]:
+    """`weights` with everything replaced that the checkpoint or file `model.init_from` has."""
+    path = config.model.init_from
     try:
-        source = saved_lib.load(None if path == boxed.NAME else path)
+        if weight_files.is_file(path):
+            source, where = weight_files.load(path, config, say), path
+        else:
+            source = saved_lib.load(None if path == boxed.NAME else path)
+            where = source.path
         params, stats, notes = transfer(
             weights["params"],
             weights["stats"],
@@ -58,7 +63,7 @@ def _transferred(path: str, weights: dict[str, Any], say) -> dict[str, Any]:
         )
     except UserError as error:
         raise UserError(f"config.model.init_from: {error}") from None
-    say("\n".join([f"starting from the weights of {source.path}", *notes]))
+    say("\n".join([f"starting from the weights of {where}", *notes]))
     return {"params": params, "stats": stats}
 
 

@@ -141,6 +141,16 @@ def test_the_set_can_be_read_by_many_threads_and_sent_to_another_process(whole):
         assert list(pool.map(source.read, list(range(len(source))) * 20)) == alone * 20
 
 
+def test_a_picture_of_a_set_has_a_stamp_of_its_own_until_the_shard_changes(whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "set")
+    stamps = [sources.open_source(str(out), "Train").stamp(i) for i in range(12)]
+    assert len(set(stamps)) == 12
+    assert sources.open_source(str(out), "Train").stamp(3) == stamps[3]
+    (shard,) = out.rglob("*train.array_record*")
+    os.utime(shard, ns=(0, 0))
+    assert sources.open_source(str(out), "Train").stamp(3) != stamps[3]
+
+
 @pytest.mark.parametrize("damage", ["changed", "cut", "missing"])
 def test_a_damaged_shard_is_pictures_that_cannot_be_read(whole, tmp_path, damage):
     out = shutil.copytree(whole, tmp_path / "set")

@@ -139,9 +139,11 @@ def batches_resident(source, cached):
 def test_sets_that_differ_have_caches_that_differ(source, tmp_path):
     other = open_source(write_set(tmp_path / "other", per_class=6), "Train")
     mixture = Mixture(["a", "b"], [source, other])
-    folders = {opened(s)._folder for s in (source, other, mixture)}
+    third = open_source(write_set(tmp_path / "third", per_class=6), "Train")
+    of_same_names = Mixture(["a", "b"], [source, third])
+    folders = {opened(s)._folder for s in (source, other, mixture, of_same_names)}
     folders.add(slots.open_for(source, SIDE + 1, "host", 1.0, lambda line: None)._folder)
-    assert len(folders) == 4
+    assert len(folders) == 5
     assert_equal(batches(mixture, opened(mixture), 12), batches(mixture, None, 12))
 
 

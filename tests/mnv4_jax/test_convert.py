@@ -16,10 +16,10 @@ from safetensors.numpy import load_file
 from input_pipeline.cli import UserError
 from mnv4_jax import convert
 from mnv4_jax.detector import saved as saved_lib
-from mnv4_jax.export import timm_keys
-from mnv4_jax.models import classifier
+from mnv4_jax.detector import weight_files
+from mnv4_jax.models import classifier, timm_keys
 from tests.golden import formula
-from tests.mnv4_jax.export.test_timm_keys import checkpoint_of, jax_logits, with_formula_weights
+from tests.mnv4_jax.models.test_timm_keys import checkpoint_of, jax_logits, with_formula_weights
 
 TEMPERATURE = 1.7
 SIZE = 32
@@ -132,13 +132,13 @@ def test_a_pth_file_is_read_as_weights_and_never_run(tmp_path):
     tensors = timm_keys.to_timm(model)
     state = {k: torch.tensor(v) for k, v in tensors.items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "model.pth")
-    read, header = convert.read(str(tmp_path / "model.pth"))
+    read, header = weight_files.read(str(tmp_path / "model.pth"))
     assert header == {} and read.keys() == tensors.keys()
     np.testing.assert_array_equal(read["conv_stem.weight"], tensors["conv_stem.weight"])
 
     half = {k: torch.nn.Parameter(v.bfloat16()) for k, v in state.items() if v.is_floating_point()}
     torch.save(half, tmp_path / "half.pth")
-    read, _ = convert.read(str(tmp_path / "half.pth"))
+    read, _ = weight_files.read(str(tmp_path / "half.pth"))
     np.testing.assert_allclose(read["conv_stem.weight"], tensors["conv_stem.weight"], rtol=4e-3)
 
     class Bomb:
@@ -147,7 +147,7 @@ def test_a_pth_file_is_read_as_weights_and_never_run(tmp_path):
 
     torch.save({"state_dict": Bomb()}, tmp_path / "bomb.pth")
     with pytest.raises(UserError, match=r"bomb\.pth: not a file of weights alone"):
-        convert.read(str(tmp_path / "bomb.pth"))
+        weight_files.read(str(tmp_path / "bomb.pth"))
 
 
 def test_stablehlo_runs_on_any_batch_with_jax_alone(detector, pictures, expected, tmp_path):
@@ -349,7 +349,7 @@ def test_a_wrong_flag_is_one_line_and_status_2(capsys, args, message):
 def test_a_file_that_is_not_weights_is_named(tmp_path, name):
     (tmp_path / "text.safetensors").write_text("not weights")
     with pytest.raises(UserError, match=re.escape(name)):
-        convert.read(str(tmp_path / name))
+        weight_files.read(str(tmp_path / name))
 
 
 def test_a_model_that_starts_from_converted_weights_has_them(workdir):

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mnv4_jax import convert, evaluate, predict
-from mnv4_jax.detector import saved
+from mnv4_jax.detector import saved, weight_files
 from mnv4_jax.detector.detector import Detector
 from mnv4_jax.measure import calibration
 
@@ -89,7 +89,7 @@ def test_convert(two_networks, monkeypatch, tmp_path):
         out = tmp_path / name
         monkeypatch.setattr(sys, "argv", ["convert", "--to=torch", f"--out={out}", *flags])
         convert.main()
-        return convert.read(str(out))
+        return weight_files.read(str(out))
 
     (tensors, header) = converted("a", f"--checkpoint={both}", "--raw")
     (expected, _) = converted("b", f"--checkpoint={raw}")

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mnv4_jax.export import timm_keys
-from mnv4_jax.models import classifier
+from mnv4_jax.models import classifier, timm_keys
 from tests import golden
 from tests.golden import formula
 from tests.tiny import tiny_config

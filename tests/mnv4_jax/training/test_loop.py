@@ -12,12 +12,14 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from safetensors.numpy import save_file
 
 from input_pipeline import sources
 from input_pipeline.cli import UserError
 from input_pipeline.order import order
 from input_pipeline.sources import FileSource
 from mnv4_jax.detector import saved, scoring
+from mnv4_jax.models import classifier, timm_keys
 from mnv4_jax.runtime.mesh import make_mesh
 from mnv4_jax.training import loop, writers
 from mnv4_jax.training.digests import Digests
@@ -273,6 +275,33 @@ def test_init_from_starts_with_the_weights_of_another_run(
     jax.tree.map(np.testing.assert_array_equal, started, source)
 
 
+def test_init_from_takes_a_file_of_timms_names(finished, picture_folder, tmp_path, capsys):
+    """Without learning, what comes out is what was in the file; the Gabor channels are at zero."""
+    config = config_for(picture_folder, **{"model.name": "mobilenetv4_conv_small"})
+    config.gabor.mode = "none"
+    tensors = timm_keys.to_timm(classifier.build(config, seed=5))
+    del tensors["classifier.weight"], tensors["classifier.bias"]
+    tensors["classifier.weight"] = np.zeros((1000, 1280), np.float32)
+    tensors["classifier.bias"] = np.zeros(1000, np.float32)
+    file = tmp_path / "imagenet.safetensors"
+    save_file(tensors, file)
+    fields = {"model.init_from": str(file), "train.learning_rate": 0.0, "train.steps": 1}
+    fields |= {"model.name": "mobilenetv4_conv_small", "gabor.mode": "concat"}
+    assert loop.run(config_for(picture_folder, **fields), str(tmp_path / "run")) == 0
+    said = capsys.readouterr().out
+    assert "the head has 1000 classes: it starts fresh with 2" in said
+    assert f"starting from the weights of {file}" in said
+    ours = timm_keys.to_timm(saved.load(tmp_path / "run", raw=True).model)
+    np.testing.assert_array_equal(ours["blocks.0.0.conv.weight"], tensors["blocks.0.0.conv.weight"])
+    stem = ours["conv_stem.weight"]
+    np.testing.assert_array_equal(stem[:, :3], tensors["conv_stem.weight"])
+    assert stem.shape[1] > 3 and not stem[:, 3:].any()
+
+    with pytest.raises(UserError, match=r"config\.model\.init_from: .*imagenet\.pth: no such file"):
+        fields["model.init_from"] = str(tmp_path / "imagenet.pth")
+        loop.run(config_for(picture_folder, **fields), str(tmp_path / "run 2"))
+
+
 def test_init_from_names_its_field_where_there_is_nothing(picture_folder, tmp_path):
     nowhere = {"model.init_from": str(tmp_path / "nowhere")}
     with pytest.raises(UserError, match=r"config\.model\.init_from: .*nowhere: no such folder"):
@@ -458,16 +487,19 @@ def test_a_run_that_trains_some_parameters_goes_on_from_its_checkpoint(picture_f
 def test_a_split_state_is_saved_as_a_replicated_one(picture_folder, tmp_path):
     """Begun whole or split, gone on with split or whole: the same weights, to rounding."""
     ends = []
-    for first, second in ((False, False), (True, False), (False, True), (True, True)):
+    for first, second in ((False, False), (True, False), (False, True)):
         workdir = tmp_path / f"{first} {second}"
         for steps, split in ((4, first), (6, second)):
             fields = {"train.steps": steps, "train.shard_state": split}
             assert loop.run(config_for(picture_folder, **fields), str(workdir)) == 0
-        ends.append(saved.load(workdir, raw=True))
-    for end in ends[1:]:
-        assert end.step == ends[0].step == 6
+        losses = [line["loss"] for line in lines(workdir) if line["split"] == "train"]
+        ends.append((losses, saved.load(workdir / "checkpoints" / "6", raw=True).weights))
+    (expected, weights), *others = ends
+    for found, end in others:
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-            end.weights,
-            ends[0].weights,
+            # Adam makes a small step of any rounding where there is no gradient.
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4),
+            end,
+            weights,
         )

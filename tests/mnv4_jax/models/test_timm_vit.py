@@ -8,8 +8,7 @@ from flax import nnx
 
 from input_pipeline.cli import UserError
 from mnv4_jax.detector import explain
-from mnv4_jax.export import timm_keys
-from mnv4_jax.models import classifier, vit
+from mnv4_jax.models import classifier, timm_keys, vit
 from mnv4_jax.models.init_from import transfer
 from mnv4_jax.models.weights import abstract, split
 from tests.tiny import tiny_config

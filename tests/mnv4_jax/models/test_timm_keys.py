@@ -11,9 +11,9 @@ from flax import nnx
 
 from input_pipeline.cli import UserError
 from mnv4_jax import convert
+from mnv4_jax.detector import weight_files
 from mnv4_jax.detector.saved import Checkpoint
-from mnv4_jax.export import timm_keys
-from mnv4_jax.models import classifier
+from mnv4_jax.models import classifier, timm_keys
 from mnv4_jax.models.vit import IMAGENET
 from mnv4_jax.runtime.mesh import make_mesh
 from mnv4_jax.training import objectives, step
@@ -178,7 +178,7 @@ def test_a_round_trip_returns_the_same_bytes(tmp_path, learnable):
     config, model = with_formula_weights(**gabor)
     file = tmp_path / "model.safetensors"
     file.write_bytes(convert.to_torch(checkpoint_of(config, model)))
-    tensors, header = convert.read(str(file))
+    tensors, header = weight_files.read(str(file))
     assert header["labels"] == ["fake", "real"] and header["step"] == 7
     back = timm_keys.from_timm(abstract(config), tensors)
     _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
