@@ -1,4 +1,4 @@
-// One row a face. Nothing is remembered after the tab closes.
+// One row a face. Nothing is remembered after the tab closes. `answers` (answers.js) has the detector.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
@@ -60,7 +60,7 @@ function build(row) {
   cells[2].textContent = row.p_fake === null ? "–" : `${(100 * row.p_fake).toFixed(1)}%`;
   const answer = cells[3].appendChild(document.createElement("div"));
   answer.className = "answer";
-  if (row.p_fake !== null) {
+  if (row.p_fake !== null && answers.explain) {
     const button = cells[3].appendChild(document.createElement("button"));
     button.type = "button";
     button.textContent = "Where?";
@@ -100,11 +100,11 @@ async function draw(row, frame) {
 
 async function explain(row, frame, button) {
   button.disabled = true;
-  const response = await fetch("v1/explain", { method: "POST", body: row.source });
-  if (!response.ok) { button.textContent = "No map"; return; }
+  const map = await answers.explain(row.source);
+  if (!map) { button.textContent = "No map"; return; }
   const image = new Image();
   image.alt = "orange speaks for fake, blue for real";
-  image.src = URL.createObjectURL(await response.blob());
+  image.src = URL.createObjectURL(map);
   const slider = document.createElement("input");
   Object.assign(slider, { type: "range", min: 0, max: 100, value: 100 });
   slider.setAttribute("aria-label", `how much of the map of ${row.file} is shown`);
@@ -124,23 +124,13 @@ async function ask(files) {
   const next = async () => {
     while (pictures.length && !cancel.signal.aborted) {
       const file = pictures.shift();
-      const form = new FormData();
-      form.append("picture", file, file.webkitRelativePath || file.name || "pasted picture");
+      const name = file.webkitRelativePath || file.name || "pasted picture";
       try {
-        const response = await fetch("v1/predict",
-          { method: "POST", body: form, signal: cancel.signal });
-        if (response.status === 503) {  // busy: the same picture again
-          pictures.unshift(file);
-          await new Promise((wait) => setTimeout(wait, 1000));
-          continue;
-        }
-        const answer = await response.json();
-        const rows = response.ok ? answer.results
-          : [{ file: file.name, p_fake: null, error: answer.detail }];
+        const rows = await answers.predict(file, name, cancel.signal);
         state.rows.push(...rows.map((row) => ({ ...row, source: file })));
       } catch (error) {
         if (cancel.signal.aborted) return;
-        state.rows.push({ file: file.name, p_fake: null, error: String(error), source: file });
+        state.rows.push({ file: name, p_fake: null, error: error.message, source: file });
       }
       done += 1;
       $("progress").value = done;
@@ -148,7 +138,7 @@ async function ask(files) {
       show();
     }
   };
-  await Promise.all([next(), next(), next()]);
+  await Promise.all(Array.from({ length: answers.atOnce }, next));
   $("cancel").hidden = true;
   $("status").textContent = cancel.signal.aborted ? `cancelled after ${done}` : `${done} done`;
 }
@@ -206,7 +196,12 @@ document.querySelectorAll("th button").forEach((button) => button.addEventListen
 }));
 
 async function start() {
-  const facts = await (await fetch("v1/model")).json();
+  $("where").textContent = answers.about;
+  const [text, href] = answers.more;
+  const more = $("more").appendChild(document.createElement(href ? "a" : "span"));
+  more.textContent = text;
+  if (href) more.href = href;
+  const facts = await answers.model();
   const options = [["0.5", "50%"]];
   for (const [rate, p] of Object.entries(facts.thresholds)) {
     const text = `${(100 * p).toFixed(1)}%: ${100 * rate} of 100 photographs called fake`;
@@ -214,5 +209,12 @@ async function start() {
   }
   for (const [value, text] of options) $("threshold").append(new Option(text, value));
   show();
+  try {
+    await answers.ready;
+    document.documentElement.dataset.ready = "yes";
+    $("state").textContent = "";
+  } catch (error) {
+    $("state").textContent = `The detector did not start: ${error.message}`;
+  }
 }
 start();
