@@ -2,7 +2,7 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const state = { rows: [], sort: null, ascending: true, cancel: null };
+const state = { rows: [], asked: 0, sort: null, ascending: true, cancel: null };
 
 function threshold() { return Number($("threshold").value); }
 
@@ -124,14 +124,16 @@ async function ask(files) {
   const next = async () => {
     while (pictures.length && !cancel.signal.aborted) {
       const file = pictures.shift();
+      const order = state.asked += 1;  // answers come in another
       const name = file.webkitRelativePath || file.name || "pasted picture";
       try {
         const rows = await answers.predict(file, name, cancel.signal);
-        state.rows.push(...rows.map((row) => ({ ...row, source: file })));
+        state.rows.push(...rows.map((row) => ({ ...row, order, source: file })));
       } catch (error) {
         if (cancel.signal.aborted) return;
-        state.rows.push({ file: name, p_fake: null, error: error.message, source: file });
+        state.rows.push({ file: name, p_fake: null, error: error.message, order, source: file });
       }
+      state.rows.sort((a, b) => a.order - b.order);
       done += 1;
       $("progress").value = done;
       $("status").textContent = `${done} of ${$("progress").max}`;
