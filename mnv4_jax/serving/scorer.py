@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,14 +12,11 @@ from input_pipeline.faces import FaceFinder
 from mnv4_jax.detector import explain
 from mnv4_jax.detector.detector import Detector, Pictures
 from mnv4_jax.detector.views import View, face_views
+from mnv4_jax.serving.bodies import Busy
 
 MOST_WAITING = 256  # pictures; further ones are refused
 _BATCH = 16
 _WAIT_S = 0.005  # for more pictures, once one is there
-
-
-class Busy(Exception):
-    """`MOST_WAITING` pictures wait already."""
 
 
 class _Job(NamedTuple):
@@ -57,19 +55,24 @@ class Scorer:
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self._scoring.shutdown(wait=False, cancel_futures=True)
 
-    async def ask(self, data: bytes) -> list[dict[str, Any]]:
-        """One {"p_fake", "reason", "face"} for each view of an encoded picture.
+    async def ask(self, pictures: Sequence[bytes]) -> list[list[dict[str, Any]] | DecodeError]:
+        """Of each encoded picture one {"p_fake", "reason", "face"} for each view, or why it cannot
+        be read.
 
         Raises:
-          Busy: too many pictures wait.
-          DecodeError: the picture cannot be read.
+          Busy: too many pictures wait for all of these to wait as well.
         """
-        answer = asyncio.get_running_loop().create_future()
-        try:
-            self._waiting.put_nowait(_Job(data, answer))
-        except asyncio.QueueFull:
-            raise Busy from None
-        return await answer
+        if self.waiting + len(pictures) > MOST_WAITING:
+            raise Busy(f"{self.waiting} pictures wait already")
+        loop = asyncio.get_running_loop()
+        jobs = [_Job(data, loop.create_future()) for data in pictures]
+        for job in jobs:
+            self._waiting.put_nowait(job)
+        answers = await asyncio.gather(*(job.answer for job in jobs), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, DecodeError):
+                raise answer
+        return answers
 
     async def explain(self, data: bytes) -> np.ndarray:
         """[S, S, 3] uint8: the first view of a picture with what spoke for fake and for real."""

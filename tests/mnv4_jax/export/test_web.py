@@ -54,11 +54,16 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+class Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, *_):
+        pass  # a page that was closed wants the rest no more
+
+
 @contextlib.contextmanager
 def static_server(root):
     """The address of `root`'s page on a server of the standard library."""
     handler = functools.partial(Quiet, directory=root)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = Server(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}/below/a%20path/"
