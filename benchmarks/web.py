@@ -1,6 +1,7 @@
 """The static page in Chromium: from opening to ready, to the first answer, and pictures a second:
 
     python -m benchmarks.web [--site=FOLDER] [--rounds=5] [--pictures=64]
+    python -m benchmarks.web --data=FOLDER     # what float16 storage costs on its Validation split
 
 Without --site it is built first. Each round is a new browser with an empty cache; pictures are
 drawn portraits of 128 px. The server on loopback is that of the standard library.
@@ -28,7 +29,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--chromium", default="/usr/bin/chromium")
+    parser.add_argument("--data", help="a data folder")
     args = parser.parse_args()
+    if args.data:
+        print_accuracy_lost(args.data)
+        return
     with tempfile.TemporaryDirectory() as folder:
         site = args.site or f"{folder}/site"
         if not args.site:
@@ -53,6 +58,16 @@ def main():
     ):
         each = ", ".join(f"{value:.2f}" for value in values)
         print(f"| {name} | {statistics.median(values):.2f} | {each} |")
+
+
+def print_accuracy_lost(data: str) -> None:
+    from mnv4_jax.convert import to_torch
+    from mnv4_jax.detector import saved
+    from mnv4_jax.export import onnx, web
+
+    loaded = saved.load(None)
+    whole = onnx.export(to_torch(loaded))
+    onnx.print_accuracy_lost(whole, web.pack(whole), loaded.config, data, form="packed")
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

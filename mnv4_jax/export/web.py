@@ -42,7 +42,7 @@ _POLICY = (
     " form-action 'none'"
 )
 _KEPT_FLOAT32 = 1024  # smaller arrays save nothing
-_MIT = faces._MODEL.with_name("LICENSE")
+_MIT = faces.MODEL.with_name("LICENSE")
 
 
 def build(
@@ -105,16 +105,16 @@ def facts(loaded: saved.Checkpoint, *, find_faces: bool) -> dict[str, Any]:
             "shorter_px": batches.shorter_side(data),
             "crop": data.crop,
             "least_px": scoring.needed_px(data),
-            "flat_levels": transforms._FLAT_LEVELS,
+            "flat_levels": transforms.FLAT_LEVELS,
         },
         "finder": {
             "margin": faces.MARGIN,
             "min_confidence": faces.MIN_CONFIDENCE,
-            "max_overlap": faces._MAX_OVERLAP,
-            "searched_px": faces._SEARCHED_PX,
-            "smallest_px": faces._SMALLEST_PX,
-            "stride": faces._STRIDE,
-            "filled": views._FILLED,
+            "max_overlap": faces.MAX_OVERLAP,
+            "searched_px": faces.SEARCHED_PX,
+            "smallest_px": faces.SMALLEST_PX,
+            "stride": faces.STRIDE,
+            "filled": views.FILLED,
         },
     }
 
@@ -153,7 +153,7 @@ def _folded(model: bytes) -> bytes:
 
 def _face_finder() -> bytes:
     """CenterFace for pictures of any size, its weights constants."""
-    model = onnx.load(faces._MODEL)
+    model = onnx.load(faces.MODEL)
     constants = {array.name for array in model.graph.initializer}
     for value in [v for v in model.graph.input if v.name in constants]:
         model.graph.input.remove(value)

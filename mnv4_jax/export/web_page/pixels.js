@@ -31,12 +31,13 @@ export async function decode(blob, mostPixels) {
 
 // Browsers show what there is of a file that was cut short; a half-grey picture gets no score.
 function checkWhole(bytes) {
-  const is = (at, text) => [...text].every((c, i) => bytes[at + i] === c.charCodeAt(0));
-  let whole = bytes.length > 0;
-  if (!whole) throw new Error("empty file");
+  if (!bytes.length) throw new Error("empty file");
+  let whole = true;
   if (bytes[0] === 0xff && bytes[1] === 0xd8) whole = jpegEnds(bytes);
-  else if (is(1, "PNG")) whole = lastIndexOf(bytes, "IEND") > 0;
-  else if (is(0, "RIFF")) whole = new DataView(bytes.buffer).getUint32(4, true) + 8 <= bytes.length;
+  else if (is(bytes, 1, "PNG")) whole = pngEnds(bytes);
+  else if (is(bytes, 0, "RIFF") && bytes.length >= 8) {
+    whole = new DataView(bytes.buffer).getUint32(4, true) + 8 <= bytes.length;
+  }
   if (!whole) throw new Error("the file is cut short");
 }
 
@@ -55,11 +56,16 @@ function jpegEnds(bytes) {
   return bytes[at] === 0xff && bytes[at + 1] === 0xd9;
 }
 
-function lastIndexOf(bytes, text) {
-  for (let at = bytes.length - text.length; at > 0; at--) {
-    if ([...text].every((c, i) => bytes[at + i] === c.charCodeAt(0))) return at;
+function pngEnds(bytes) {
+  const view = new DataView(bytes.buffer);
+  for (let at = 8; at + 12 <= bytes.length; at += 12 + view.getUint32(at)) {
+    if (is(bytes, at + 4, "IEND")) return true;
   }
-  return -1;
+  return false;
+}
+
+function is(bytes, at, text) {
+  return [...text].every((c, i) => bytes[at + i] === c.charCodeAt(0));
 }
 
 // Python's round(): halves go to the even neighbour.
