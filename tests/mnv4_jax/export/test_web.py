@@ -179,6 +179,7 @@ def test_twenty_with_a_damaged_one_are_all_answered(page, drawn, tmp_path):
         "empty.jpg": b"",
         "text.jpg": b"no picture at all",
         "half.jpg": whole[: len(whole) // 2],
+        "nearly.jpg": whole[: len(whole) * 99 // 100],
         "half.png": (drawn / "scene 0.png").read_bytes()[:5000],
         "huge.png": huge_header(),
     }
