@@ -105,17 +105,18 @@ def make_app(detector: Detector, facts: Facts, hosts: list[str]) -> FastAPI:
         return {"results": results}
 
     @app.post("/v1/explain", response_class=Response)
-    async def explain(request: Request) -> Response:
-        """A PNG: the first face of the picture in the body, orange where it speaks for fake, blue
-        where for real."""
+    async def explain(request: Request, face: int = 0) -> Response:
+        """A PNG: one face of the picture in the body, from 0, orange where it speaks for fake, blue
+        where for real. The header `seen` says where it is: left,top,width,height in px."""
         async with bodies.files(request) as ((_, data), *_rest):
             try:
-                overlay = await scorer.explain(data)
+                overlay, box = await scorer.explain(data, face)
             except DecodeError as error:
                 raise HTTPException(422, f"unreadable: {error}") from None
         png = io.BytesIO()
         Image.fromarray(overlay).save(png, "PNG")
-        return Response(png.getvalue(), media_type="image/png")
+        seen = ",".join(map(str, box))
+        return Response(png.getvalue(), media_type="image/png", headers={"seen": seen})
 
     @app.get("/v1/model")
     async def model() -> dict[str, Any]:

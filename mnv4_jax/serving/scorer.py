@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from input_pipeline.batches import eval_transform
 from input_pipeline.decode import DecodeError, decode
 from input_pipeline.faces import FaceFinder
 from mnv4_jax.detector import explain
@@ -74,19 +75,32 @@ class Scorer:
                 raise answer
         return answers
 
-    async def explain(self, data: bytes) -> np.ndarray:
-        """[S, S, 3] uint8: the first view of a picture with what spoke for fake and for real."""
+    async def explain(self, data: bytes, view: int) -> tuple[np.ndarray, tuple[int, ...]]:
+        """What of a picture's `view`, from 0, spoke for fake and for real.
+
+        Returns:
+          [S, S, 3] uint8, and where in the picture that is: left, top, width, height in px.
+
+        Raises:
+          DecodeError: the picture cannot be read, or has no such view.
+        """
         loop = asyncio.get_running_loop()
         pixels = await loop.run_in_executor(self._decoders, decode, data)
-        return await loop.run_in_executor(self._scoring, self._map, pixels)
+        return await loop.run_in_executor(self._scoring, self._map, pixels, view)
 
-    def _map(self, pixels: np.ndarray) -> np.ndarray:
+    def _map(self, pixels: np.ndarray, number: int) -> tuple[np.ndarray, tuple[int, ...]]:
         views = self._views(pixels) or [View(pixels)]
-        picture = Pictures([views[0].pixels])
+        if not 0 <= number < len(views):
+            raise DecodeError(f"no face {number} in it, of {len(views)} from 0 on")
+        view = views[number]
         ((_, seen, heat),) = explain.explain_source(
-            self._detector.model, picture, self._detector.data_config
+            self._detector.model, Pictures([view.pixels]), self._detector.data_config
         )
-        return explain.overlay(seen, heat)
+        height, width = view.pixels.shape[:2]
+        side = eval_transform(self._detector.data_config).side(height, width)
+        left, top = view.box[:2] if view.box else (0, 0)
+        box = (left + (width - side) // 2, top + (height - side) // 2, side, side)
+        return explain.overlay(seen, heat), box
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -25,9 +25,10 @@ const answers = {
     }
   },
 
-  // The map as a PNG, or null.
-  async explain(file) {
-    const response = await fetch("v1/explain", { method: "POST", body: file });
-    return response.ok ? response.blob() : null;
+  // {map: a PNG, seen: [left, top, width, height] in px of the picture}, or null.
+  async explain(file, face) {
+    const response = await fetch(`v1/explain?face=${face}`, { method: "POST", body: file });
+    if (!response.ok) return null;
+    return { map: await response.blob(), seen: response.headers.get("seen").split(",").map(Number) };
   },
 };

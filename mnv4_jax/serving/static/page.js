@@ -77,6 +77,7 @@ async function draw(row, frame) {
   canvas.width = canvas.height = 8;
   try {
     const bitmap = await createImageBitmap(row.source);
+    row.size = [bitmap.width, bitmap.height];
     const scale = 256 / Math.max(bitmap.width, bitmap.height);
     canvas.width = Math.max(1, bitmap.width * scale);
     canvas.height = Math.max(1, bitmap.height * scale);
@@ -100,16 +101,23 @@ async function draw(row, frame) {
 
 async function explain(row, frame, button) {
   button.disabled = true;
-  const map = await answers.explain(row.source);
-  if (!map) { button.textContent = "No map"; return; }
+  const answer = await answers.explain(row.source, row.index);
+  if (!answer || !row.size) { button.textContent = "No map"; return; }
   const image = new Image();
   image.alt = "orange speaks for fake, blue for real";
-  image.src = URL.createObjectURL(map);
+  image.src = URL.createObjectURL(answer.map);
+  image.className = "map";
+  const [left, top, width, height] = answer.seen, [w, h] = row.size;
+  for (const [side, of] of [["left", left / w], ["top", top / h],
+                            ["width", width / w], ["height", height / h]]) {
+    image.style[side] = `${100 * of}%`;
+  }
   const slider = document.createElement("input");
   Object.assign(slider, { type: "range", min: 0, max: 100, value: 100 });
   slider.setAttribute("aria-label", `how much of the map of ${row.file} is shown`);
   slider.addEventListener("input", () => { image.style.opacity = slider.value / 100; });
-  frame.append(image, slider);
+  frame.append(image);
+  frame.after(slider);
   button.remove();
 }
 
@@ -128,7 +136,7 @@ async function ask(files) {
       const name = file.webkitRelativePath || file.name || "pasted picture";
       try {
         const rows = await answers.predict(file, name, cancel.signal);
-        state.rows.push(...rows.map((row) => ({ ...row, order, source: file })));
+        state.rows.push(...rows.map((row, index) => ({ ...row, index, order, source: file })));
       } catch (error) {
         if (cancel.signal.aborted) return;
         state.rows.push({ file: name, p_fake: null, error: error.message, order, source: file });

@@ -225,7 +225,14 @@ def test_a_map_is_a_picture(client, files):
     response = client.post("v1/explain", content=files[0].read_bytes())
     with Image.open(io.BytesIO(response.content)) as image:
         assert image.format == "PNG" and min(image.size) >= 32
+        left, top, width, height = map(int, response.headers["seen"].split(","))
+    with Image.open(files[0]) as picture:
+        assert left + width <= picture.width and top + height <= picture.height
+        assert width == height and width <= min(picture.size)
+        assert abs(2 * left + width - picture.width) <= 1  # the middle
     assert client.post("v1/explain", content=b"no").status_code == 422
+    beyond = client.post("v1/explain?face=1", content=files[0].read_bytes())
+    assert beyond.status_code == 422 and "no face 1" in beyond.json()["detail"]
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")

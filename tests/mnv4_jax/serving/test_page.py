@@ -93,6 +93,10 @@ def test_a_map_is_laid_over_the_picture_on_demand(page, files):
     image = page.locator("#rows .picture img")
     sync_api.expect(image).to_have_js_property("complete", True)
     assert image.evaluate("image => image.naturalWidth") > 0
+    over, under = image.bounding_box(), page.locator("#rows .picture canvas").bounding_box()
+    for corner, side in (("x", "width"), ("y", "height")):
+        assert under[corner] - 1 <= over[corner]
+        assert over[corner] + over[side] <= under[corner] + under[side] + 1
     slider = page.locator("#rows input[type=range]")
     slider.fill("30")
     opacity = page.evaluate("document.querySelector('#rows .picture img').style.opacity")
