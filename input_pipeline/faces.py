@@ -14,12 +14,12 @@ import numpy as np
 # hairline to the chin.
 MARGIN = 1.2
 MIN_CONFIDENCE = 0.25  # at 0.5, 3 of 150 dark swaps of dfdc_faces are missed, at 0.25 none
-_MODEL = pathlib.Path(__file__).with_name("face_finder") / "centerface.onnx"
+MODEL = pathlib.Path(__file__).with_name("face_finder") / "centerface.onnx"
 _OUTPUTS = ("537", "538", "539", "540")  # heat map, log of size, offset, landmarks
-_STRIDE = 4
-_SEARCHED_PX = 640  # longer side; a larger picture is searched at this size
-_SMALLEST_PX = 160  # shorter pictures are searched enlarged
-_MAX_OVERLAP = 0.3  # of two boxes, by their union
+STRIDE = 4
+SEARCHED_PX = 640  # longer side; a larger picture is searched at this size
+SMALLEST_PX = 160  # shorter pictures are searched enlarged
+MAX_OVERLAP = 0.3  # of two boxes, by their union
 
 
 class Face(NamedTuple):
@@ -37,14 +37,14 @@ class FaceFinder:
     """Not to be called from several threads at once: OpenCV keeps a network's last input."""
 
     def __init__(self):
-        self._net = cv2.dnn.readNetFromONNX(str(_MODEL))
+        self._net = cv2.dnn.readNetFromONNX(str(MODEL))
 
     def __call__(self, image: np.ndarray) -> list[Face]:
         """The faces of [H, W, 3] uint8 RGB, left to right; their crops lie within the picture."""
         height, width = image.shape[:2]
-        scale = min(_SEARCHED_PX / max(height, width), 1.0)
-        if min(height, width) < _SMALLEST_PX:
-            scale = min(_SMALLEST_PX / min(height, width), _SEARCHED_PX / max(height, width))
+        scale = min(SEARCHED_PX / max(height, width), 1.0)
+        if min(height, width) < SMALLEST_PX:
+            scale = min(SMALLEST_PX / min(height, width), SEARCHED_PX / max(height, width))
         # The network takes sides that are multiples of 32.
         sides = [max(32, round(side * scale / 32) * 32) for side in (width, height)]
         self._net.setInput(cv2.dnn.blobFromImage(image, 1.0, tuple(sides)))
@@ -65,10 +65,10 @@ def _decode(heat, log_size, offset, points) -> tuple[np.ndarray, np.ndarray]:
     """([N, 5] left, top, right, bottom, confidence; [N, 5, 2] landmarks) in px of the input."""
     rows, columns = np.nonzero(heat[0, 0] >= MIN_CONFIDENCE)
     at = (0, slice(None), rows, columns)
-    height, width = np.exp(log_size[at].reshape(-1, 2).T) * _STRIDE
+    height, width = np.exp(log_size[at].reshape(-1, 2).T) * STRIDE
     dy, dx = offset[at].reshape(-1, 2).T
-    left = (columns + dx + 0.5) * _STRIDE - width / 2
-    top = (rows + dy + 0.5) * _STRIDE - height / 2
+    left = (columns + dx + 0.5) * STRIDE - width / 2
+    top = (rows + dy + 0.5) * STRIDE - height / 2
     boxes = np.stack([left, top, left + width, top + height, heat[0, 0, rows, columns]], axis=1)
     yx = points[at].reshape(-1, 5, 2)
     x = yx[..., 1] * width[:, None] + left[:, None]
@@ -78,7 +78,7 @@ def _decode(heat, log_size, offset, points) -> tuple[np.ndarray, np.ndarray]:
 
 def _without_overlaps(boxes: np.ndarray) -> list[int]:
     corners = [(x, y, right - x, bottom - y) for x, y, right, bottom, _ in boxes.tolist()]
-    kept = cv2.dnn.NMSBoxes(corners, boxes[:, 4].tolist(), MIN_CONFIDENCE, _MAX_OVERLAP)
+    kept = cv2.dnn.NMSBoxes(corners, boxes[:, 4].tolist(), MIN_CONFIDENCE, MAX_OVERLAP)
     return [int(i) for i in np.ravel(kept)]
 
 

@@ -15,7 +15,7 @@ cv2.setNumThreads(0)
 
 ONE_COLOUR = -1  # why a picture is refused
 # Levels of 255 that a channel may vary by in a picture of one colour: a JPEG of one varies by 1.
-_FLAT_LEVELS = 2
+FLAT_LEVELS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def why_refused(pixels: np.ndarray, seen: np.ndarray, least_px: int) -> int:
 
 def _one_colour(pixels: np.ndarray) -> bool:
     for part in (pixels[::16, ::16], pixels):  # a few pixels settle it for nearly every picture
-        if np.ptp(part.reshape(-1, 3), axis=0).max() > _FLAT_LEVELS:
+        if np.ptp(part.reshape(-1, 3), axis=0).max() > FLAT_LEVELS:
             return False
     return True
 

@@ -3,6 +3,7 @@
 python -m mnv4_jax.convert --checkpoint=DIR --to=torch --out=model.safetensors
 python -m mnv4_jax.convert --checkpoint=DIR --to=onnx --out=model.onnx
 python -m mnv4_jax.convert --checkpoint=DIR --to=stablehlo --out=model.stablehlo
+python -m mnv4_jax.convert [--checkpoint=DIR] --to=web --out=site/
 python -m mnv4_jax.convert --from=timm --weights=FILE|hf:REPOSITORY --out=DIR
 
 docs/DEPLOY.md says what each of them is and how to run it.
@@ -41,6 +42,14 @@ def main() -> None:
         contents = stablehlo.stablehlo(loaded, pixels=args.input)
         write(out, contents)
         print(f"wrote {out} ({len(contents) / 2**20:.1f} MiB) for {', '.join(stablehlo.PLATFORMS)}")
+    elif args.to == "web":
+        from mnv4_jax.export import web
+
+        # as `predict`: the detector in the box knows faces cut out of their photograph
+        sizes = web.build(out, loaded, to_torch(loaded), find_faces=args.checkpoint is None)
+        on_disk, sent = (size / 1e6 for size in sizes)
+        print(f"wrote {out} ({on_disk:.1f} MB, {sent:.1f} MB as sent with gzip)")
+        print(f"to look at it: python -m http.server --bind=127.0.0.1 --directory={out}")
     else:
         from mnv4_jax.export import onnx as onnx_export
 
@@ -73,7 +82,7 @@ def parse(argv: Sequence[str]):
         metavar="DIR",
         help="a workdir, or one checkpoint in it; default: the detector in the box",
     )
-    parser.add_argument("--to", choices=("torch", "onnx", "stablehlo"))
+    parser.add_argument("--to", choices=("torch", "onnx", "stablehlo", "web"))
     parser.add_argument("--raw", action="store_true", help="weights as trained, not averaged")
     parser.add_argument(
         "--input",
@@ -97,7 +106,9 @@ def parse(argv: Sequence[str]):
     )
     parser.add_argument("--from", dest="source", choices=("timm",))
     parser.add_argument("--weights", help="of timm: .safetensors, .pth or hf:OWNER/REPOSITORY")
-    parser.add_argument("--out", required=True, help="the file to write; with --from, a folder")
+    parser.add_argument(
+        "--out", required=True, help="the file to write; with --from and of web, a folder"
+    )
     args = parser.parse_args(argv)
     if args.source and args.checkpoint:
         parser.error("--checkpoint=DIR and --from=timm exclude each other")

@@ -63,6 +63,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # who reads the address may ask at once, and waits
     except OSError as error:
         raise UserError(
             f"--host={host} --port={port}: {error.strerror}; name another, as --port=8001"

@@ -8,7 +8,7 @@ from input_pipeline.faces import FaceFinder
 
 # A face's crop that is at least this part of its picture's shorter side: the picture is a portrait
 # as those that detectors are trained on (rvf10k: 0.56 to 1), and is not cropped again.
-_FILLED = 0.55
+FILLED = 0.55
 
 
 class View(NamedTuple):
@@ -23,9 +23,9 @@ def face_views(pixels: np.ndarray, finder: FaceFinder, *, keep_crops: bool) -> l
     """The faces of a picture [H, W, 3] uint8, from left to right; none where there is no face.
 
     Args:
-      keep_crops: take a picture as it is where its only face fills it, see `_FILLED`.
+      keep_crops: take a picture as it is where its only face fills it, see `FILLED`.
     """
     faces = finder(pixels)
-    if keep_crops and len(faces) == 1 and faces[0].box[2] >= _FILLED * min(pixels.shape[:2]):
+    if keep_crops and len(faces) == 1 and faces[0].box[2] >= FILLED * min(pixels.shape[:2]):
         return [View(pixels)]
     return [View(face.pixels, face.box) for face in faces]

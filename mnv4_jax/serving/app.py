@@ -1,6 +1,5 @@
 """The HTTP interface: what is taken, how much of it, and what is answered."""
 
-import asyncio
 import contextlib
 import dataclasses
 import io
@@ -13,16 +12,13 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from input_pipeline.decode import DecodeError
 from mnv4_jax.detector.detector import Detector
-from mnv4_jax.serving.scorer import MOST_WAITING, Busy, Scorer
+from mnv4_jax.serving.bodies import Bodies, Busy
+from mnv4_jax.serving.scorer import Scorer
 
-MOST_BYTES = 32 * 2**20  # of one request
-MOST_FILES = 64
-MOST_SECONDS = 60  # for the body of one request
 _STATIC = pathlib.Path(__file__).with_name("static")
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self';"
@@ -53,6 +49,7 @@ def make_app(detector: Detector, facts: Facts, hosts: list[str]) -> FastAPI:
       hosts: what the Host header may be; others are refused (DNS rebinding).
     """
     scorer: Scorer | None = None
+    bodies = Bodies()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -82,9 +79,8 @@ def make_app(detector: Detector, facts: Facts, hosts: list[str]) -> FastAPI:
         return response
 
     @app.exception_handler(Busy)
-    async def busy(*_) -> Response:
-        message = f"{MOST_WAITING} pictures wait already: try again"
-        return JSONResponse({"detail": message}, 503, headers={"retry-after": "1"})
+    async def busy(_: Request, error: Busy) -> Response:
+        return JSONResponse({"detail": f"{error}: try again"}, 503, headers={"retry-after": "1"})
 
     @app.post("/v1/predict")
     async def predict(request: Request, threshold: float = 0.5) -> dict[str, Any]:
@@ -92,34 +88,35 @@ def make_app(detector: Detector, facts: Facts, hosts: list[str]) -> FastAPI:
         as multipart/form-data. `results` has the objects that `predict --json` prints."""
         results = []
         with seconds.time():
-            for name, data in await _files(request):
-                try:
-                    rows = await scorer.ask(data)
-                except DecodeError as error:
-                    pictures.labels("unreadable").inc()
-                    results.append({"file": name, "p_fake": None, "label": None,
-                                    "error": f"unreadable: {error}"})  # fmt: skip
-                    continue
-                pictures.labels("answered").inc()
-                for row in rows:
-                    p = row["p_fake"]
-                    label = None if p is None else "fake" if p >= threshold else "real"
-                    kept = {key: row[key] for key in ("reason", "face") if row[key]}
-                    results.append({"file": name, "p_fake": p, "label": label, **kept})
+            async with bodies.files(request) as files:
+                answers = await scorer.ask([data for _, data in files])
+        for (name, _), answer in zip(files, answers, strict=True):
+            if isinstance(answer, DecodeError):
+                pictures.labels("unreadable").inc()
+                error = f"unreadable: {answer}"
+                results.append({"file": name, "p_fake": None, "label": None, "error": error})
+                continue
+            pictures.labels("answered").inc()
+            for row in answer:
+                p = row["p_fake"]
+                label = None if p is None else "fake" if p >= threshold else "real"
+                kept = {key: row[key] for key in ("reason", "face") if row[key]}
+                results.append({"file": name, "p_fake": p, "label": label, **kept})
         return {"results": results}
 
     @app.post("/v1/explain", response_class=Response)
-    async def explain(request: Request) -> Response:
-        """A PNG: the first face of the picture in the body, orange where it speaks for fake, blue
-        where for real."""
-        (_, data), *_rest = await _files(request)
-        try:
-            overlay = await scorer.explain(data)
-        except DecodeError as error:
-            raise HTTPException(422, f"unreadable: {error}") from None
+    async def explain(request: Request, face: int = 0) -> Response:
+        """A PNG: one face of the picture in the body, from 0, orange where it speaks for fake, blue
+        where for real. The header `seen` says where it is: left,top,width,height in px."""
+        async with bodies.files(request) as ((_, data), *_rest):
+            try:
+                overlay, box = await scorer.explain(data, face)
+            except DecodeError as error:
+                raise HTTPException(422, f"unreadable: {error}") from None
         png = io.BytesIO()
         Image.fromarray(overlay).save(png, "PNG")
-        return Response(png.getvalue(), media_type="image/png")
+        seen = ",".join(map(str, box))
+        return Response(png.getvalue(), media_type="image/png", headers={"seen": seen})
 
     @app.get("/v1/model")
     async def model() -> dict[str, Any]:
@@ -140,42 +137,3 @@ def make_app(detector: Detector, facts: Facts, hosts: list[str]) -> FastAPI:
 
     app.mount("/", StaticFiles(directory=_STATIC, html=True))
     return app
-
-
-async def _files(request: Request) -> list[tuple[str, bytes]]:
-    """(name, content) of the pictures in a request's body; in memory, and within the limits."""
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > MOST_BYTES:
-        raise HTTPException(413, f"more than {MOST_BYTES:,} bytes")
-    body = bytearray()
-    try:
-        async with asyncio.timeout(MOST_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MOST_BYTES:
-                    raise HTTPException(413, f"more than {MOST_BYTES:,} bytes")
-    except TimeoutError:
-        raise HTTPException(408, f"the body took more than {MOST_SECONDS} s") from None
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        if not body:
-            raise HTTPException(422, "an empty body; expected a picture, or multipart/form-data")
-        return [("picture", bytes(body))]
-
-    async def again() -> AsyncIterator[bytes]:
-        yield bytes(body)
-
-    parser = MultiPartParser(request.headers, again(), max_files=MOST_FILES, max_fields=8)
-    parser.spool_max_size = MOST_BYTES  # nothing is written to disk
-    try:
-        form = await parser.parse()
-    except (MultiPartException, KeyError) as error:
-        text = getattr(error, "message", "no boundary")
-        raise HTTPException(422, f"not a form of at most {MOST_FILES} files: {text}") from None
-    files = [
-        (upload.filename or "picture", await upload.read())
-        for _, upload in form.multi_items()
-        if not isinstance(upload, str)
-    ]
-    if not files:
-        raise HTTPException(422, "no file in the form")
-    return files

@@ -2,23 +2,22 @@
 
 import asyncio
 import concurrent.futures
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from input_pipeline.batches import eval_transform
 from input_pipeline.decode import DecodeError, decode
 from input_pipeline.faces import FaceFinder
 from mnv4_jax.detector import explain
 from mnv4_jax.detector.detector import Detector, Pictures
 from mnv4_jax.detector.views import View, face_views
+from mnv4_jax.serving.bodies import Busy
 
 MOST_WAITING = 256  # pictures; further ones are refused
 _BATCH = 16
 _WAIT_S = 0.005  # for more pictures, once one is there
-
-
-class Busy(Exception):
-    """`MOST_WAITING` pictures wait already."""
 
 
 class _Job(NamedTuple):
@@ -57,33 +56,51 @@ class Scorer:
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self._scoring.shutdown(wait=False, cancel_futures=True)
 
-    async def ask(self, data: bytes) -> list[dict[str, Any]]:
-        """One {"p_fake", "reason", "face"} for each view of an encoded picture.
+    async def ask(self, pictures: Sequence[bytes]) -> list[list[dict[str, Any]] | DecodeError]:
+        """Of each encoded picture one {"p_fake", "reason", "face"} for each view, or why it cannot
+        be read.
 
         Raises:
-          Busy: too many pictures wait.
-          DecodeError: the picture cannot be read.
+          Busy: too many pictures wait for all of these to wait as well.
         """
-        answer = asyncio.get_running_loop().create_future()
-        try:
-            self._waiting.put_nowait(_Job(data, answer))
-        except asyncio.QueueFull:
-            raise Busy from None
-        return await answer
+        if self.waiting + len(pictures) > MOST_WAITING:
+            raise Busy(f"{self.waiting} pictures wait already")
+        loop = asyncio.get_running_loop()
+        jobs = [_Job(data, loop.create_future()) for data in pictures]
+        for job in jobs:
+            self._waiting.put_nowait(job)
+        answers = await asyncio.gather(*(job.answer for job in jobs), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, DecodeError):
+                raise answer
+        return answers
 
-    async def explain(self, data: bytes) -> np.ndarray:
-        """[S, S, 3] uint8: the first view of a picture with what spoke for fake and for real."""
+    async def explain(self, data: bytes, view: int) -> tuple[np.ndarray, tuple[int, ...]]:
+        """What of a picture's `view`, from 0, spoke for fake and for real.
+
+        Returns:
+          [S, S, 3] uint8, and where in the picture that is: left, top, width, height in px.
+
+        Raises:
+          DecodeError: the picture cannot be read, or has no such view.
+        """
         loop = asyncio.get_running_loop()
         pixels = await loop.run_in_executor(self._decoders, decode, data)
-        return await loop.run_in_executor(self._scoring, self._map, pixels)
+        return await loop.run_in_executor(self._scoring, self._map, pixels, view)
 
-    def _map(self, pixels: np.ndarray) -> np.ndarray:
+    def _map(self, pixels: np.ndarray, number: int) -> tuple[np.ndarray, tuple[int, ...]]:
         views = self._views(pixels) or [View(pixels)]
-        picture = Pictures([views[0].pixels])
+        if not 0 <= number < len(views):
+            raise DecodeError(f"no face {number} in it, of {len(views)} from 0 on")
+        view = views[number]
         ((_, seen, heat),) = explain.explain_source(
-            self._detector.model, picture, self._detector.data_config
+            self._detector.model, Pictures([view.pixels]), self._detector.data_config
         )
-        return explain.overlay(seen, heat)
+        height, width = view.pixels.shape[:2]
+        side = eval_transform(self._detector.data_config).side(height, width)
+        left, top = view.box[:2] if view.box else (0, 0)
+        box = (left + (width - side) // 2, top + (height - side) // 2, side, side)
+        return explain.overlay(seen, heat), box
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

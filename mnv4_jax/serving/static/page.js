@@ -1,8 +1,8 @@
-// One row a face. Nothing is remembered after the tab closes.
+// One row a face. Nothing is remembered after the tab closes. `answers` (answers.js) has the detector.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const state = { rows: [], sort: null, ascending: true, cancel: null };
+const state = { rows: [], asked: 0, sort: null, ascending: true, cancel: null };
 
 function threshold() { return Number($("threshold").value); }
 
@@ -60,7 +60,7 @@ function build(row) {
   cells[2].textContent = row.p_fake === null ? "–" : `${(100 * row.p_fake).toFixed(1)}%`;
   const answer = cells[3].appendChild(document.createElement("div"));
   answer.className = "answer";
-  if (row.p_fake !== null) {
+  if (row.p_fake !== null && answers.explain) {
     const button = cells[3].appendChild(document.createElement("button"));
     button.type = "button";
     button.textContent = "Where?";
@@ -77,6 +77,7 @@ async function draw(row, frame) {
   canvas.width = canvas.height = 8;
   try {
     const bitmap = await createImageBitmap(row.source);
+    row.size = [bitmap.width, bitmap.height];
     const scale = 256 / Math.max(bitmap.width, bitmap.height);
     canvas.width = Math.max(1, bitmap.width * scale);
     canvas.height = Math.max(1, bitmap.height * scale);
@@ -100,16 +101,23 @@ async function draw(row, frame) {
 
 async function explain(row, frame, button) {
   button.disabled = true;
-  const response = await fetch("v1/explain", { method: "POST", body: row.source });
-  if (!response.ok) { button.textContent = "No map"; return; }
+  const answer = await answers.explain(row.source, row.index);
+  if (!answer || !row.size) { button.textContent = "No map"; return; }
   const image = new Image();
   image.alt = "orange speaks for fake, blue for real";
-  image.src = URL.createObjectURL(await response.blob());
+  image.src = URL.createObjectURL(answer.map);
+  image.className = "map";
+  const [left, top, width, height] = answer.seen, [w, h] = row.size;
+  for (const [side, of] of [["left", left / w], ["top", top / h],
+                            ["width", width / w], ["height", height / h]]) {
+    image.style[side] = `${100 * of}%`;
+  }
   const slider = document.createElement("input");
   Object.assign(slider, { type: "range", min: 0, max: 100, value: 100 });
   slider.setAttribute("aria-label", `how much of the map of ${row.file} is shown`);
   slider.addEventListener("input", () => { image.style.opacity = slider.value / 100; });
-  frame.append(image, slider);
+  frame.append(image);
+  frame.after(slider);
   button.remove();
 }
 
@@ -124,31 +132,23 @@ async function ask(files) {
   const next = async () => {
     while (pictures.length && !cancel.signal.aborted) {
       const file = pictures.shift();
-      const form = new FormData();
-      form.append("picture", file, file.webkitRelativePath || file.name || "pasted picture");
+      const order = state.asked += 1;  // answers come in another
+      const name = file.webkitRelativePath || file.name || "pasted picture";
       try {
-        const response = await fetch("v1/predict",
-          { method: "POST", body: form, signal: cancel.signal });
-        if (response.status === 503) {  // busy: the same picture again
-          pictures.unshift(file);
-          await new Promise((wait) => setTimeout(wait, 1000));
-          continue;
-        }
-        const answer = await response.json();
-        const rows = response.ok ? answer.results
-          : [{ file: file.name, p_fake: null, error: answer.detail }];
-        state.rows.push(...rows.map((row) => ({ ...row, source: file })));
+        const rows = await answers.predict(file, name, cancel.signal);
+        state.rows.push(...rows.map((row, index) => ({ ...row, index, order, source: file })));
       } catch (error) {
         if (cancel.signal.aborted) return;
-        state.rows.push({ file: file.name, p_fake: null, error: String(error), source: file });
+        state.rows.push({ file: name, p_fake: null, error: error.message, order, source: file });
       }
+      state.rows.sort((a, b) => a.order - b.order);
       done += 1;
       $("progress").value = done;
       $("status").textContent = `${done} of ${$("progress").max}`;
       show();
     }
   };
-  await Promise.all([next(), next(), next()]);
+  await Promise.all(Array.from({ length: answers.atOnce }, next));
   $("cancel").hidden = true;
   $("status").textContent = cancel.signal.aborted ? `cancelled after ${done}` : `${done} done`;
 }
@@ -206,7 +206,12 @@ document.querySelectorAll("th button").forEach((button) => button.addEventListen
 }));
 
 async function start() {
-  const facts = await (await fetch("v1/model")).json();
+  $("where").textContent = answers.about;
+  const [text, href] = answers.more;
+  const more = $("more").appendChild(document.createElement(href ? "a" : "span"));
+  more.textContent = text;
+  if (href) more.href = href;
+  const facts = await answers.model();
   const options = [["0.5", "50%"]];
   for (const [rate, p] of Object.entries(facts.thresholds)) {
     const text = `${(100 * p).toFixed(1)}%: ${100 * rate} of 100 photographs called fake`;
@@ -214,5 +219,12 @@ async function start() {
   }
   for (const [value, text] of options) $("threshold").append(new Option(text, value));
   show();
+  try {
+    await answers.ready;
+    document.documentElement.dataset.ready = "yes";
+    $("state").textContent = "";
+  } catch (error) {
+    $("state").textContent = `The detector did not start: ${error.message}`;
+  }
 }
 start();

@@ -1,11 +1,15 @@
 """The HTTP interface against the library, and against what a stranger may send."""
 
+import asyncio
+import collections
 import concurrent.futures
+import contextlib
 import io
 import json
 import socket
 import subprocess
 import sys
+import threading
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -14,10 +18,14 @@ from PIL import Image
 
 from mnv4_jax.detector.detector import Detector
 from tests.mnv4_jax.serving.conftest import RUN
+from tests.pictures import encoded
 from tests.processes import ROOT
 
 httpx = pytest.importorskip("httpx", reason="the extra `serve` or `browser` is not installed")
 pytest.importorskip("fastapi", reason="the extra `serve` or `browser` is not installed")
+from mnv4_jax.serving import bodies  # noqa: E402
+from mnv4_jax.serving.app import Facts, make_app  # noqa: E402
+
 pytestmark = pytest.mark.serve
 
 
@@ -139,6 +147,72 @@ def test_many_at_once_are_all_answered_or_told_to_try_again(client, server, file
     assert set(statuses) <= {200, 503} and statuses.count(200) > 32
 
 
+@pytest.fixture
+def held(run):
+    """(client of an application in this process, event): no answer before the event is set."""
+    may_answer = threading.Event()
+
+    class Held(Detector):
+        def answers(self, images, **options):
+            assert may_answer.wait(60)
+            return super().answers(images, **options)
+
+    app = make_app(Held(run), Facts(("fake", "real"), {}, 64, False, {"mnv4_jax": "0"}, ""), ["*"])
+
+    @contextlib.asynccontextmanager
+    async def opened():
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://here", timeout=60) as client,
+        ):
+            yield client
+
+    return opened, may_answer
+
+
+def test_more_than_may_wait_are_told_when_to_ask_again(held, files):
+    opened, may_answer = held
+    form = [("picture", (file.name, file.read_bytes())) for file in files * 6][:64]
+
+    async def ask_six_times():
+        async with opened() as client:
+            asked = [asyncio.create_task(client.post("v1/predict", files=form)) for _ in range(6)]
+            done, _ = await asyncio.wait(asked, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+            assert done  # though none of the others can be answered yet
+            may_answer.set()
+            responses = await asyncio.gather(*asked)
+            later = await client.post("v1/predict", content=files[0].read_bytes())
+            return [task.result() for task in done], responses, later
+
+    first, responses, later = asyncio.run(ask_six_times())
+    for response in first:
+        assert response.status_code == 503 and response.headers["retry-after"] == "1"
+        assert "pictures wait already: try again" in response.json()["detail"]
+    # 16 in the batch and 256 that wait: four times 64
+    assert sum(response.status_code == 200 for response in responses) >= 4
+    assert later.status_code == 200
+
+
+def test_bodies_that_wait_have_a_limit_together(held, files, monkeypatch):
+    opened, may_answer = held
+    data = files[0].read_bytes()
+    monkeypatch.setattr(bodies, "MOST_HELD", 2 * len(data))
+
+    async def ask_three_times():
+        async with opened() as client:
+            asked = [asyncio.create_task(client.post("v1/predict", content=data)) for _ in range(3)]
+            done, _ = await asyncio.wait(asked, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+            may_answer.set()
+            responses = await asyncio.gather(*asked)
+            return [task.result() for task in done], responses, await client.get("healthz")
+
+    first, responses, _ = asyncio.run(ask_three_times())
+    assert [response.status_code for response in first] == [503]
+    assert first[0].headers["retry-after"] == "1"
+    assert sorted(response.status_code for response in responses) == [200, 200, 503]
+
+
 def test_what_is_measured_and_described(client, run):
     facts = client.get("v1/model").json()
     assert facts["thresholds"] == Detector(run).thresholds
@@ -151,21 +225,58 @@ def test_a_map_is_a_picture(client, files):
     response = client.post("v1/explain", content=files[0].read_bytes())
     with Image.open(io.BytesIO(response.content)) as image:
         assert image.format == "PNG" and min(image.size) >= 32
+        left, top, width, height = map(int, response.headers["seen"].split(","))
+    with Image.open(files[0]) as picture:
+        assert left + width <= picture.width and top + height <= picture.height
+        assert width == height and width <= min(picture.size)
+        assert abs(2 * left + width - picture.width) <= 1  # the middle
     assert client.post("v1/explain", content=b"no").status_code == 422
+    beyond = client.post("v1/explain?face=1", content=files[0].read_bytes())
+    assert beyond.status_code == 422 and "no face 1" in beyond.json()["detail"]
+
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
+
+
+def mutated(rng, original: bytes) -> bytes:
+    """Some cut short; bits flipped, bytes replaced, pieces doubled or taken out."""
+    data = bytearray(original)
+    if rng.random() < 0.25:
+        del data[rng.integers(1, len(data) + 1) :]
+    for _ in range(rng.integers(1, 5)):
+        # a quarter of them where the header is
+        at = int(rng.integers(0, len(data) if rng.random() < 0.75 else min(64, len(data))))
+        kind = rng.integers(0, 4)
+        if kind == 0:
+            data[at] ^= 1 << rng.integers(0, 8)
+        elif kind == 1:
+            data[at] = rng.choice([0, 0x7F, 0x80, 0xFF, rng.integers(0, 256)])
+        elif kind == 2:
+            data[at:at] = data[at : at + int(rng.integers(1, 40))]
+        elif len(data) > 50:
+            del data[at : at + int(rng.integers(1, 40))]
+    return bytes(data)
 
 
 def test_a_thousand_mutated_files_crash_nothing(client, files):
     rng = np.random.default_rng(0)
-    original = np.frombuffer(files[0].read_bytes(), np.uint8)
+    with Image.open(files[0]) as image:
+        originals = [encoded(image.copy(), format) for format in FORMATS]
+    outcomes = collections.Counter()
     for _ in range(20):
-        form = []
-        for i in range(50):
-            data = original[: rng.integers(1, len(original) + 1)].copy()
-            data[rng.integers(0, len(data), 8)] = rng.integers(0, 256, 8)
-            form.append(("picture", (f"{i}.jpg", data.tobytes())))
+        form = [
+            ("picture", (str(i), mutated(rng, originals[i % len(originals)]))) for i in range(50)
+        ]
         response = client.post("v1/predict", files=form)
         assert response.status_code == 200
-        assert len(response.json()["results"]) == 50
+        results = response.json()["results"]
+        assert len(results) == 50
+        outcomes.update(
+            "scored" if r["p_fake"] is not None else "refused" if "reason" in r else "unreadable"
+            for r in results
+        )
+    print(dict(outcomes))
+    assert outcomes["unreadable"] > 100 and outcomes["scored"] > 100  # both ways were walked
     assert client.get("healthz").status_code == 200
 
 

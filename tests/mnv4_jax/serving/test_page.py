@@ -5,56 +5,33 @@ import io
 import json
 import os
 import pathlib
-import shutil
 
 import numpy as np
 import pytest
 
 from mnv4_jax.detector.detector import Detector
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is missing")
+browsers = pytest.importorskip("tests.browser", reason="the extra `browser` is missing")
 pytestmark = [pytest.mark.serve, pytest.mark.browser]
-CHROMIUM = shutil.which("chromium")
+rows, sync_api = browsers.answers, browsers.sync_api
 
 
 @pytest.fixture(scope="module")
 def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium here")
-    with sync_api.sync_playwright() as playwright:
-        quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        quiet += ["--disable-component-update", "--disable-sync", "--no-first-run"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet)
+    with browsers.chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser, server, request):
     """A page that loads without an error and asks nobody else."""
-    options = getattr(request, "param", {})
-    context = browser.new_context(**options)
-    page = context.new_page()
-    asked, wrong = [], []
-    page.on("request", lambda r: asked.append(r.url))
-    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda e: wrong.append(str(e)))
-    page.goto(server)
-    page.locator("#threshold option").nth(1).wait_for(state="attached")
-    yield page
-    context.close()
-    assert wrong == []
-    assert all(url.startswith((server, "blob:")) for url in asked), asked
+    with browsers.opened(browser, server, **getattr(request, "param", {})) as page:
+        yield page
 
 
 @pytest.fixture(scope="module")
 def files(portraits):
     return sorted((portraits / "Test" / "Real").glob("*.jpg"))
-
-
-def rows(page, n):
-    sync_api.expect(page.locator("#rows .answer")).to_have_count(n, timeout=30_000)
-    return page.locator("#rows tr").all()
 
 
 def test_a_chosen_picture_gets_its_answer(page, run, files):
@@ -66,13 +43,7 @@ def test_a_chosen_picture_gets_its_answer(page, run, files):
 
 
 def test_a_dropped_picture_gets_its_answer(page, files):
-    data = page.evaluate_handle(
-        """(bytes) => { const data = new DataTransfer();
-        data.items.add(new File([new Uint8Array(bytes)], "dropped.jpg", {type: "image/jpeg"}));
-        return data; }""",
-        list(files[0].read_bytes()),
-    )
-    page.dispatch_event("#drop", "drop", {"dataTransfer": data})
+    browsers.drop(page, "dropped.jpg", files[0].read_bytes())
     (row,) = rows(page, 1)
     assert "dropped.jpg" in row.inner_text()
 
@@ -122,6 +93,10 @@ def test_a_map_is_laid_over_the_picture_on_demand(page, files):
     image = page.locator("#rows .picture img")
     sync_api.expect(image).to_have_js_property("complete", True)
     assert image.evaluate("image => image.naturalWidth") > 0
+    over, under = image.bounding_box(), page.locator("#rows .picture canvas").bounding_box()
+    for corner, side in (("x", "width"), ("y", "height")):
+        assert under[corner] - 1 <= over[corner]
+        assert over[corner] + over[side] <= under[corner] + under[side] + 1
     slider = page.locator("#rows input[type=range]")
     slider.fill("30")
     opacity = page.evaluate("document.querySelector('#rows .picture img').style.opacity")
@@ -160,6 +135,4 @@ def test_rules_of_accessibility_are_kept(page, files):
         pytest.skip("MNV4_AXE does not name axe-core's axe.min.js")
     page.set_input_files("#files", files[:2])
     rows(page, 2)
-    page.evaluate(pathlib.Path(axe).read_text())
-    found = page.evaluate("axe.run()")
-    assert [(v["id"], v["nodes"][0]["html"]) for v in found["violations"]] == []
+    assert browsers.accessibility_faults(page, axe) == []
