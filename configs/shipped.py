@@ -37,17 +37,17 @@ def get_config() -> ConfigDict:
     config.data.zoom = (0.6, 1.25)
     config.augment.brightness = 0.25
     config.augment.contrast = 0.25
-    config.data.weights = (4.0, 2.0, 2.0, 1.0, 0.7, 1.0, 1.5)
-    config.data.jpeg_prob = 0.5
-    config.data.downscale_prob = 0.4
+    config.data.weights = (7.0, 2.0, 2.0, 1.0, 0.7, 1.2, 1.5)
+    config.data.jpeg_prob = 0.4
+    config.data.downscale_prob = 0.25
     config.data.downscale = (0.35, 0.95)
-    config.data.blended = 0.1
-    config.augment.blur = 0.8
+    config.data.blended = 0.15
+    config.augment.blur = 0.5
     config.augment.noise = 0.015
     config.augment.erase = 0.3
     config.model.drop_path_rate = 0.1
     config.train.weight_decay = 0.1
-    config.train.steps = 11000
+    config.train.steps = 16000
     config.train.eval_every_steps = 1000
     config.checkpoint.every_steps = 250
     return config
