@@ -11,15 +11,15 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 # A step takes longer to compile than to test: each program once a session, processes included.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mnv4_jax_tests_")
 # The user's own cache is left alone; the demo set is kept for the next session.
-_CACHE = f"{tempfile.gettempdir()}/mnv4_jax_tests_{os.getuid()}"
-os.environ.setdefault("MNV4_CACHE", _CACHE)
+os.environ.setdefault("MNV4_CACHE", f"{tempfile.gettempdir()}/mnv4_jax_tests_{os.getuid()}")
 
 import cv2
 import numpy as np
 import pytest
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-atexit.register(shutil.rmtree, f"{_CACHE}/pictures", ignore_errors=True)
+if "mnv4_jax_tests_" in os.environ["MNV4_CACHE"]:
+    atexit.register(shutil.rmtree, f"{os.environ['MNV4_CACHE']}/pictures", ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
