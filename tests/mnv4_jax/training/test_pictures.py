@@ -75,6 +75,7 @@ def test_pictures_that_do_not_fit_the_device_stay_on_the_host(picture_folder, mo
     assert "do not fit in 0.0 GiB of device memory" in said[-1]
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_with_every_form(picture_folder, tmp_path):
     """Weights and metrics too, over an epoch's end and a resume."""
     written = {}

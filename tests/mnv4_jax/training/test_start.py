@@ -67,21 +67,20 @@ def test_a_run_that_trains_some_parameters_goes_on_from_its_checkpoint(picture_f
 
 
 def test_a_split_state_is_saved_as_a_replicated_one(picture_folder, tmp_path):
-    """Begun whole or split, gone on with split or whole: the same weights, to rounding."""
+    """Begun whole and gone on with split, or the other way: the same weights, to rounding."""
     ends = []
-    for first, second in ((False, False), (True, False), (False, True)):
+    for first, second in ((False, True), (True, False)):
         workdir = tmp_path / f"{first} {second}"
         for steps, split in ((4, first), (6, second)):
             fields = {"train.steps": steps, "train.shard_state": split}
             assert loop.run(config_for(picture_folder, **fields), str(workdir)) == 0
         losses = [line["loss"] for line in lines(workdir) if line["split"] == "train"]
         ends.append((losses, saved.load(workdir / "checkpoints" / "6", raw=True).weights))
-    (expected, weights), *others = ends
-    for found, end in others:
-        np.testing.assert_allclose(found, expected, rtol=1e-4)
-        jax.tree.map(
-            # Adam makes a small step of any rounding where there is no gradient.
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4),
-            end,
-            weights,
-        )
+    (expected, weights), (found, end) = ends
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    jax.tree.map(
+        # Adam makes a small step of any rounding where there is no gradient.
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4),
+        end,
+        weights,
+    )

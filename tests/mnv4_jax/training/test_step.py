@@ -264,6 +264,7 @@ def test_local_batch_norm_averages_the_statistics_of_all_devices():
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", ["global", "local"])
 def test_a_state_split_over_devices_trains_as_a_replicated_one(batch_norm):
     """In float64, over 20 steps, weights, moments and average."""
