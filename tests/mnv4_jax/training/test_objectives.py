@@ -165,7 +165,7 @@ def test_trades_adds_the_largest_divergence():
     assert got <= clean + 2 * np.maximum(up, down).mean() + 1e-4
 
 
-@pytest.mark.parametrize("method", ["pgd", "trades"])
+@pytest.mark.parametrize("method", ["pgd", pytest.param("trades", marks=pytest.mark.slow)])
 def test_a_step_on_attacked_pictures_moves_the_weights_another_way(method):
     config = four_block_config(
         **{
