@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
     config.augment.erase = 0.3
     config.model.drop_path_rate = 0.1
     config.train.weight_decay = 0.1
-    config.train.steps = 17500
+    config.train.steps = 19000
     config.train.eval_every_steps = 1000
     config.checkpoint.every_steps = 250
     return config
