@@ -183,7 +183,7 @@ def test_what_was_chosen_is_said(source):
 def test_a_full_disk_ends_the_filling_and_nothing_else(source, tmp_path, monkeypatch, caplog):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount a tmpfs")
     monkeypatch.setenv("MNV4_CACHE", str(disk))
