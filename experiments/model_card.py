@@ -11,20 +11,13 @@ import pathlib
 
 import numpy as np
 import simplejpeg
+from leave_one_out import FAMILIES, PHOTOGRAPHS
 from sklearn.metrics import roc_auc_score
 
 from input_pipeline.decode import decode
 from mnv4_jax.detector.detector import Detector
 from mnv4_jax.measure.groups import rates_by_group
 
-FAKES = {
-    "face swap": "dfdc_faces",
-    "StyleGAN": "rvf10k",
-    "StyleGAN2": "stylegan2_faces",
-    "studio GAN": "studio_gan_faces",
-    "diffusion": "diffusion_faces",
-}
-PHOTOGRAPHS = ("dfdc_faces", "rvf10k", "utkface")
 _RATE = "0.05"
 
 
@@ -45,7 +38,7 @@ def main() -> None:
     print(f"{args.split}, threshold for 5% false alarms on Validation: {threshold:.4f}\n")
     print("| fakes | n | AUC against | AUC | found at the threshold |")
     print("| --- | --- | --- | --- | --- |")
-    for family, name in FAKES.items():
+    for family, name in FAMILIES.items():
         fake = detector(files(name, "Fake"))
         against = {"its own photographs": real[name]} if name in real else {}
         for title, photographs in (against | {"all photographs": pooled}).items():

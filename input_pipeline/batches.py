@@ -5,7 +5,6 @@ crop and damage included, on any number of processes, threads or workers, howeve
 interrupted (DESIGN.md, decision 5).
 """
 
-import contextlib
 import dataclasses
 import functools
 import mmap
@@ -266,10 +265,7 @@ class _LoadTrain:
         raise UserError(f"{name} and all pictures before it cannot be read: {reason}")
 
     def _square(self, index: int, bad: list) -> np.ndarray | None:
-        stamp = b""
-        if self.slots:
-            with contextlib.suppress(OSError):  # reading it says why
-                stamp = self.source.stamp(index)
+        stamp = self.source.stamp(index) if self.slots else b""  # before it is read
         pixels = _read(self.source, index, bad)
         square = None if pixels is None else transforms.square(pixels, self.transform)
         if self.slots:

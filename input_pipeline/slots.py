@@ -169,12 +169,8 @@ class Slots:
         side = int(record["side"])
         if not 0 < side <= self._side_px:
             return False
-        try:
-            stamp = self._source.stamp(index)
-        except OSError:
-            return False
         # NumPy drops zero bytes from the end of a string of bytes.
-        same = record["stamp"] == stamp.rstrip(b"\0")
+        same = record["stamp"] == self._source.stamp(index).rstrip(b"\0")
         return bool(same) and zlib.crc32(self.pixels(index, side).data) == record["crc"]
 
 
@@ -190,14 +186,20 @@ def _name(source: Source, side_px: int) -> str:
 def _by_last_use(root: pathlib.Path, but: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
     """The other sets and the bytes that they take, the one that was used last at the end."""
     found = [path for path in root.iterdir() if path.is_dir() and path != but]
-    found.sort(key=lambda path: (path / "index").stat().st_mtime if _taken(path) else 0)
-    return [(path, _taken(path)) for path in found]
+    return [(path, _taken(path)) for path in sorted(found, key=_last_use)]
+
+
+def _last_use(folder: pathlib.Path) -> float:
+    try:
+        return (folder / "index").stat().st_mtime
+    except OSError:  # not there, or being removed by another run
+        return 0
 
 
 def _taken(folder: pathlib.Path) -> int:
     try:
         return sum((folder / name).stat().st_blocks * 512 for name in ("pixels", "index"))
-    except OSError:  # not there, or being removed
+    except OSError:
         return 0
 
 

@@ -3,6 +3,7 @@
 Every source is random access and returns the file's bytes; decoding is the next room.
 """
 
+import contextlib
 import csv
 import functools
 import glob
@@ -48,15 +49,20 @@ class Source(Protocol):
         ...
 
     def stamp(self, i: int) -> bytes:
-        """Changes when the file of picture `i` does; only training asks. Raises OSError."""
+        """Changes when the file of picture `i` does; only training asks."""
         ...
 
 
 def stamp(path: str | os.PathLike) -> bytes:
-    """16 bytes that depend on where a file is, its size and when it was changed."""
-    path = os.path.abspath(path)
-    found = os.stat(path)
-    facts = f"{path}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape")
+    """16 bytes that depend on where a file is, its size and when it was changed.
+
+    A file that cannot be asked has a stamp of its own: reading it is what says why.
+    """
+    facts = os.path.abspath(path)
+    with contextlib.suppress(OSError):
+        found = os.stat(path)
+        facts = f"{facts}\0{found.st_size}\0{found.st_mtime_ns}"
+    facts = facts.encode(errors="surrogateescape")
     return hashlib.blake2b(facts, digest_size=16).digest()
 
 

@@ -69,6 +69,7 @@ def test_two_processes_of_two_devices_equal_one_of_four(start, uninterrupted, tm
         assert counts == [("validation", 13), ("validation", 13), ("test", 16)]
 
 
+@pytest.mark.slow
 def test_preempted_twice_on_two_shapes_sees_the_same_batches(start, uninterrupted, tmp_path):
     with start(tmp_path) as run:
         first = stop_at(run, 2)
@@ -99,6 +100,7 @@ def test_a_process_whose_peer_is_killed_leaves_with_the_status_for_again(start, 
         assert "run the same command to go on" in output
 
 
+@pytest.mark.slow
 def test_several_processes_stop_in_the_middle_of_an_evaluation(
     uneven_folder, compiled, uninterrupted, tmp_path
 ):

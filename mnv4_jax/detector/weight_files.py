@@ -56,9 +56,8 @@ def _fitted(tensors, header, otherwise, say) -> Weights:
         config.gabor.mode = "none"
         config.model.name = timm_keys.find_variant(config, tensors)
         if timm_keys.has_other_head(tensors):
-            head = tensors.get("classifier.weight", tensors.get("head.weight"))
-            labels = len(classifier.LABELS)
-            say(f"the head has {len(head)} classes: it starts fresh with {labels}")
+            classes, labels = timm_keys.head_classes(tensors), len(classifier.LABELS)
+            say(f"the head has {classes} classes: it starts fresh with {labels}")
     model = classifier.build(config, seed=config.seed)
     imported = timm_keys.from_timm(model, tensors, new_head="config" not in header)
     return Weights(config, imported, header.get("calibration"))

@@ -91,8 +91,13 @@ def _positions(tensors: Mapping[str, np.ndarray], wanted: tuple[int, ...]) -> np
 
 def has_other_head(tensors: Mapping[str, np.ndarray]) -> bool:
     """Whether the tensors classify into other than the project's two classes."""
+    return head_classes(tensors) not in (None, len(classifier.LABELS))
+
+
+def head_classes(tensors: Mapping[str, np.ndarray]) -> int | None:
+    """Into how many classes the tensors classify; None without a head."""
     head = tensors.get("classifier.weight", tensors.get("head.weight"))
-    return head is not None and head.shape[0] != len(classifier.LABELS)
+    return None if head is None else len(head)
 
 
 def timm_key(path: Iterable[str | int]) -> str:

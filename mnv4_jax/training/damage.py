@@ -45,7 +45,9 @@ def damage(images: jax.Array, keys: jax.Array, config: ConfigDict) -> jax.Array:
 
             return jax.vmap(matrix)(factor, sigma).astype(images.dtype)
 
-        rows, columns = along(images.shape[1]), along(images.shape[2])
+        height, width = images.shape[1:3]
+        rows = along(height)
+        columns = rows if width == height else along(width)
         images = jnp.clip(resample.separable(images, rows, columns), 0, 1)
     if data.jpeg_prob:
         low, high = data.jpeg_quality

@@ -93,13 +93,12 @@ class TrainPictures:
 
     def _move(self) -> None:
         self._wants_device = False
-        n = len(self._slots.memory) // (self._side_px**2 * 3)
-        sides = self._slots.sides(np.arange(n))
+        pixels = self._slots.memory.reshape(-1, self._side_px, self._side_px, 3)
+        sides = self._slots.sides(np.arange(len(pixels)))
         if sides[sides > 0].min() < self._side_px:
             self._say("pictures stay on the host: some are smaller than others (data.crop=native)")
             return
         self._batches.close()
-        pixels = self._slots.memory.reshape(n, self._side_px, self._side_px, 3)
         self._resident = jax.device_put(pixels, replicated(self._mesh))
         self._batches = self._open(start=self._done, resident=True)
         self._say(f"all pictures are in device memory: {pixels.nbytes / 2**30:.2f} GiB")

@@ -121,6 +121,14 @@ def test_damaged_pictures_are_replaced_and_told_as_ever(source):
     assert without == told == told_again and len(told) == 1
 
 
+def test_a_picture_that_is_gone_is_told_as_ever(source):
+    os.remove(source._paths[0])  # whose stamp is part of the folder's name
+    without, told = [], []
+    expected = batches(source, None, on_bad=lambda *bad: without.append(bad))
+    assert_equal(batches(source, opened(source), on_bad=lambda *bad: told.append(bad)), expected)
+    assert without == told and len(told) == 1
+
+
 def test_resident_batches_name_the_crops_of_the_others(source):
     os.truncate(source._paths[2], 30)
     cached = opened(source)

@@ -12,6 +12,7 @@ from mnv4_jax.training import loop
 from tests.mnv4_jax.training.test_loop import config_for, lines
 
 
+@pytest.mark.slow
 def test_init_from_takes_a_file_of_timms_names(picture_folder, tmp_path, capsys):
     """Without learning, what comes out is what was in the file; the Gabor channels are at zero."""
     config = config_for(picture_folder, **{"model.name": "mobilenetv4_conv_small"})
@@ -66,6 +67,7 @@ def test_a_run_that_trains_some_parameters_goes_on_from_its_checkpoint(picture_f
         assert unmoved != ("classifier" in str(path)), path
 
 
+@pytest.mark.slow
 def test_a_split_state_is_saved_as_a_replicated_one(picture_folder, tmp_path):
     """Begun whole and gone on with split, or the other way: the same weights, to rounding."""
     ends = []
