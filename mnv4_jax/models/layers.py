@@ -111,6 +111,16 @@ class Linear(nnx.Module):
         return jnp.dot(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias
 
 
+class LayerScale(nnx.Module):
+    """A learned factor a channel, which starts at 1e-5."""
+
+    def __init__(self, width, *, dtype):
+        self.gamma = nnx.Param(np.full(width, 1e-5, dtype))
+
+    def __call__(self, x):
+        return x * self.gamma[...].astype(x.dtype)
+
+
 def drop_path(x, rate: float, key):
     """Stochastic depth: zeroes whole examples of x [B, ...] and scales the others up."""
     kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], *[1] * (x.ndim - 1)))

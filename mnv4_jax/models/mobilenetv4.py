@@ -12,22 +12,33 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mnv4_jax.models.layers import BatchNorm, Conv, ConvNorm, Linear, drop_path, dropout
+from mnv4_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    ConvNorm,
+    LayerScale,
+    Linear,
+    drop_path,
+    dropout,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """`stages` holds block strings: kind, then fields as below, each a letter and a number.
 
-    cn: convolution; er: fused inverted bottleneck; uir: universal inverted bottleneck.
-    r: repeats; k: kernel (of a uir: its middle depthwise one, 0 for none); a: a uir's starting
-    depthwise kernel, 0 for none; s: stride of the first repeat; e: expansion; c: output channels.
+    cn: convolution; er: fused inverted bottleneck; uir: universal inverted bottleneck; mqa: mobile
+    multi-query attention. r: repeats; k: kernel (of a uir: its middle depthwise one, 0 for none;
+    of an mqa: the one that shrinks keys and values); a: a uir's starting depthwise kernel, 0 for
+    none; s: stride of the first repeat; e: expansion; c: output channels; h: heads; d: channels of
+    a head; v: stride of keys and values.
     """
 
     stem: int  # channels, not multiplied by `width`
     stages: tuple[str, ...]
     width: float = 1.0
     features: int = 1280
+    layer_scale: bool = False  # whether a uir ends with a learned factor a channel, as an mqa does
 
 
 _SMALL = (
@@ -59,12 +70,27 @@ _LARGE = (
     " uir_r3_a5_k0_s1_e4_c512",
     "cn_r1_k1_s1_c960",
 )
+_HYBRID_MEDIUM = (
+    "er_r1_k3_s2_e4_c48",
+    "uir_r1_a3_k5_s2_e4_c80 uir_r1_a3_k3_s1_e2_c80",
+    "uir_r1_a3_k5_s2_e6_c160 uir_r1_a0_k0_s1_e2_c160 uir_r1_a3_k3_s1_e4_c160"
+    " uir_r1_a3_k5_s1_e4_c160 mqa_r1_k3_h4_s1_v2_d64_c160 uir_r1_a3_k3_s1_e4_c160"
+    " mqa_r1_k3_h4_s1_v2_d64_c160 uir_r1_a3_k0_s1_e4_c160 mqa_r1_k3_h4_s1_v2_d64_c160"
+    " uir_r1_a3_k3_s1_e4_c160 mqa_r1_k3_h4_s1_v2_d64_c160 uir_r1_a3_k0_s1_e4_c160",
+    "uir_r1_a5_k5_s2_e6_c256 uir_r1_a5_k5_s1_e4_c256 uir_r2_a3_k5_s1_e4_c256"
+    " uir_r1_a0_k0_s1_e2_c256 uir_r1_a3_k5_s1_e2_c256 uir_r1_a0_k0_s1_e2_c256"
+    " uir_r1_a0_k0_s1_e4_c256 mqa_r1_k3_h4_s1_v1_d64_c256 uir_r1_a3_k0_s1_e4_c256"
+    " mqa_r1_k3_h4_s1_v1_d64_c256 uir_r1_a5_k5_s1_e4_c256 mqa_r1_k3_h4_s1_v1_d64_c256"
+    " uir_r1_a5_k0_s1_e4_c256 mqa_r1_k3_h4_s1_v1_d64_c256 uir_r1_a5_k0_s1_e4_c256",
+    "cn_r1_k1_s1_c960",
+)
 VARIANTS = {
     "mobilenetv4_conv_small_035": Variant(32, _SMALL, width=0.35),
     "mobilenetv4_conv_small_050": Variant(32, _SMALL, width=0.5),
     "mobilenetv4_conv_small": Variant(32, _SMALL),
     "mobilenetv4_conv_medium": Variant(32, _MEDIUM),
     "mobilenetv4_conv_large": Variant(24, _LARGE),
+    "mobilenetv4_hybrid_medium": Variant(32, _HYBRID_MEDIUM, layer_scale=True),
 }
 
 
@@ -78,7 +104,7 @@ class MobileNetV4(nnx.Module):
       drop_rate: dropout before the classifier.
       drop_path_rate: stochastic depth of the last block; earlier ones less, linearly.
       zero_init_head: the classifier starts at zero, and the loss at log(classes).
-      zero_init_residual: the last BatchNorm scale of every block with a residual starts at zero.
+      zero_init_residual: the last scale of every block with a residual starts at zero.
       dtype: of the parameters.
     """
 
@@ -106,10 +132,12 @@ class MobileNetV4(nnx.Module):
             blocks = []
             for kind, spec in stage:
                 outputs = divisible(spec.pop("c") * variant.width)
+                if kind == "uir":
+                    spec["layer_scale"] = variant.layer_scale
                 block = _BLOCKS[kind](channels, outputs, **spec, dtype=dtype, rng=rng)
                 block.drop_path_rate = drop_path_rate * index / count
                 if zero_init_residual and block.residual:
-                    block.last_norm.scale.set_value(np.zeros_like(block.last_norm.scale[...]))
+                    block.last_scale.set_value(np.zeros_like(block.last_scale[...]))
                 blocks.append(block)
                 channels, index = outputs, index + 1
             stages.append(nnx.List(blocks))
@@ -177,8 +205,8 @@ class FusedInvertedBottleneck(nnx.Module):
         self.bn2 = BatchNorm(outputs, dtype=dtype)
 
     @property
-    def last_norm(self) -> BatchNorm:
-        return self.bn2
+    def last_scale(self) -> nnx.Param:
+        return self.bn2.scale
 
     def __call__(self, x, *, train: bool):
         x = nnx.relu(self.bn1(self.conv_exp(x), train=train))
@@ -191,7 +219,7 @@ class UniversalInvertedBottleneck(nnx.Module):
     The stride belongs to the middle one, or to the starting one where there is no middle one.
     """
 
-    def __init__(self, inputs, outputs, *, a, k, s, e, dtype, rng):
+    def __init__(self, inputs, outputs, *, a, k, s, e, layer_scale, dtype, rng):
         expanded = divisible(inputs * e)
         kw = {"dtype": dtype, "rng": rng}
         self.residual = inputs == outputs and s == 1
@@ -204,11 +232,13 @@ class UniversalInvertedBottleneck(nnx.Module):
         if k:
             self.dw_mid = ConvNorm(expanded, expanded, k, stride=s, groups=expanded, **kw)
         self.pw_proj = ConvNorm(expanded, outputs, 1, relu=False, **kw)
-        self.start, self.middle = bool(a), bool(k)
+        if layer_scale:
+            self.layer_scale = LayerScale(outputs, dtype=dtype)
+        self.start, self.middle, self.scaled = bool(a), bool(k), layer_scale
 
     @property
-    def last_norm(self) -> BatchNorm:
-        return self.pw_proj.bn
+    def last_scale(self) -> nnx.Param:
+        return self.pw_proj.bn.scale
 
     def __call__(self, x, *, train: bool):
         if self.start:
@@ -216,13 +246,88 @@ class UniversalInvertedBottleneck(nnx.Module):
         x = self.pw_exp(x, train=train)
         if self.middle:
             x = self.dw_mid(x, train=train)
-        return self.pw_proj(x, train=train)
+        x = self.pw_proj(x, train=train)
+        return self.layer_scale(x) if self.scaled else x
+
+
+class MobileAttention(nnx.Module):
+    """BatchNorm, multi-query attention (paper, section 4.2) and a learned factor a channel."""
+
+    def __init__(self, inputs, outputs, *, k, h, s, v, d, dtype, rng):
+        assert s == 1  # no row shrinks its queries
+        self.residual = inputs == outputs
+        self.norm = BatchNorm(inputs, dtype=dtype)
+        self.attn = MultiQueryAttention(
+            inputs, outputs, heads=h, width=d, kernel=k, stride=v, dtype=dtype, rng=rng
+        )
+        self.layer_scale = LayerScale(outputs, dtype=dtype)
+
+    @property
+    def last_scale(self) -> nnx.Param:
+        return self.layer_scale.gamma
+
+    def __call__(self, x, *, train: bool):
+        return self.layer_scale(self.attn(self.norm(x, train=train), train=train))
+
+
+class MultiQueryAttention(nnx.Module):
+    """Every place asks with `heads` queries; all of them share keys and values, [H/s, W/s] each."""
+
+    def __init__(self, inputs, outputs, *, heads, width, kernel, stride, dtype, rng):
+        kw = {"dtype": dtype, "rng": rng}
+        self.heads = heads
+        self.query = Projection(inputs, heads * width, **kw)
+        self.key = Projection(inputs, width, kernel=kernel, stride=stride, **kw)
+        self.value = Projection(inputs, width, kernel=kernel, stride=stride, **kw)
+        self.output = Projection(heads * width, outputs, **kw)
+
+    def __call__(self, x, *, train: bool):
+        """[B, H, W, in] -> [B, H, W, out]."""
+        batch, height, columns, _ = x.shape
+        query = self.query(x, train=train).reshape(batch, height * columns, self.heads, -1)
+        key, value = (
+            y.reshape(batch, -1, 1, y.shape[-1])
+            for y in (self.key(x, train=train), self.value(x, train=train))
+        )
+        attended = jax.nn.dot_product_attention(query, key, value)
+        return self.output(attended.reshape(batch, height, columns, -1), train=train)
+
+
+class Projection(nnx.Module):
+    """A 1x1 convolution; where `stride` is above 1, a depthwise one that shrinks before it.
+
+    Kernels are drawn from Xavier's uniform distribution, as timm's.
+    """
+
+    def __init__(self, inputs, outputs, *, kernel=1, stride=1, dtype, rng):
+        self.shrinks = stride > 1
+        if self.shrinks:
+            self.down_conv = Conv(
+                inputs, inputs, kernel, stride=stride, groups=inputs, dtype=dtype, rng=rng
+            )
+            _draw_xavier(self.down_conv, rng)
+            self.norm = BatchNorm(inputs, dtype=dtype)
+        self.proj = Conv(inputs, outputs, 1, dtype=dtype, rng=rng)
+        _draw_xavier(self.proj, rng)
+
+    def __call__(self, x, *, train: bool):
+        if self.shrinks:
+            x = self.norm(self.down_conv(x), train=train)
+        return self.proj(x)
+
+
+def _draw_xavier(conv: Conv, rng: np.random.Generator) -> None:
+    kernel = conv.kernel[...]
+    height, width, inputs, outputs = kernel.shape
+    bound = np.sqrt(6 / (height * width * (inputs + outputs)))
+    conv.kernel.set_value(rng.uniform(-bound, bound, kernel.shape).astype(kernel.dtype))
 
 
 _BLOCKS = {
     "cn": ConvBlock,
     "er": FusedInvertedBottleneck,
     "uir": UniversalInvertedBottleneck,
+    "mqa": MobileAttention,
 }
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mnv4_jax.models.layers import Linear, drop_path, dropout
+from mnv4_jax.models.layers import LayerScale, Linear, drop_path, dropout
 
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -284,16 +284,6 @@ class LayerNorm(nnx.Module):
         y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + self.eps)
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
-
-
-class LayerScale(nnx.Module):
-    """A learned factor a channel, which starts at 1e-5."""
-
-    def __init__(self, width, *, dtype):
-        self.gamma = nnx.Param(np.full(width, 1e-5, dtype))
-
-    def __call__(self, x):
-        return x * self.gamma[...].astype(x.dtype)
 
 
 def resample_positions(positions: jax.Array, grid: tuple[int, int], *, prefix: int) -> jax.Array:

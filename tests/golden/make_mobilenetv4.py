@@ -8,16 +8,16 @@ import json
 import timm
 import torch
 
-from mnv4_jax.models.classifier import MEAN, STD
-from mnv4_jax.models.mobilenetv4 import VARIANTS
+from mnv4_jax.models.backbones import normalisation
 from tests.golden import formula
 
 
 def main():
     pictures = torch.from_numpy(formula.pictures()) / 255
-    x = ((pictures - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
     golden = {"timm": timm.__version__, "torch": torch.__version__}
-    for name in VARIANTS:
+    for name in formula.PUBLISHED:
+        mean, std = map(torch.tensor, normalisation(name))
+        x = ((pictures - mean) / std).permute(0, 3, 1, 2)
         model = timm.create_model(name, num_classes=2).eval()
         shapes = {k: tuple(v.shape) for k, v in model.state_dict().items() if v.ndim}
         weights = {k: torch.from_numpy(v) for k, v in formula.tensors(shapes).items()}

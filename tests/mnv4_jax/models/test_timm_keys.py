@@ -134,19 +134,39 @@ def test_the_torch_twin_answers_the_same_from_the_file_alone(tmp_path, mode, res
 
 
 @pytest.mark.torch
-def test_one_sgd_step_in_both_worlds_gives_the_same_weights_and_statistics():
+@pytest.mark.slow
+def test_attention_answers_as_timms_where_the_grid_is_odd():
+    """80 px: the third stage is 5 x 5, and its keys and values 3 x 3."""
+    pytest.importorskip("timm")
+    name = "mobilenetv4_hybrid_medium"
+    _, model = with_formula_weights(**{"model.name": name})
+    pictures = formula.pictures(2, 80, seed=1)
+    theirs = timm_logits(timm_keys.to_timm(model), name, pictures)
+    assert_close(jax_logits(model, pictures), theirs)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenetv4_conv_small_035",
+        pytest.param("mobilenetv4_hybrid_medium", marks=pytest.mark.slow),
+    ],
+)
+def test_one_sgd_step_in_both_worlds_gives_the_same_weights_and_statistics(name):
     timm = pytest.importorskip("timm")
     import torch
 
-    config, model = with_formula_weights()
+    config, model = with_formula_weights(**{"model.name": name})
     pictures, labels = formula.pictures(8, SIZE), np.arange(8) % 2
-    rate = 0.05
+    rate = 0.01
 
-    network = timm.create_model(config.model.name, num_classes=2).train()
+    # Through batch statistics PyTorch's own float32 is 0.3 off in a gradient of 29, ours 0.03.
+    network = timm.create_model(config.model.name, num_classes=2).train().double()
     before = timm_keys.to_timm(model)
     network.load_state_dict({k: torch.tensor(v) for k, v in before.items()}, strict=True)
     x = (pictures / 255 - np.array(IMAGENET[0])) / np.array(IMAGENET[1])
-    logits = network(torch.from_numpy(x.astype(np.float32)).permute(0, 3, 1, 2))
+    logits = network(torch.from_numpy(x).permute(0, 3, 1, 2))
     torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
     torch.optim.SGD(network.parameters(), lr=rate).step()
     theirs = {k: v.numpy() for k, v in network.state_dict().items() if v.ndim}
@@ -167,7 +187,10 @@ def test_one_sgd_step_in_both_worlds_gives_the_same_weights_and_statistics():
 
     assert ours.keys() == theirs.keys()
     for key in ours:
-        np.testing.assert_allclose(ours[key], theirs[key], atol=1e-4, err_msg=key)
+        gradient = np.abs(theirs[key] - before[key]).max() / rate
+        np.testing.assert_allclose(
+            ours[key], theirs[key], rtol=0, atol=1e-4 * max(1, gradient), err_msg=key
+        )
     moved = [k for k in ours if np.abs(ours[k] - before[k]).max() > 1e-4]
     assert len(moved) > 0.9 * len(ours), "the step is too small to tell"
 
