@@ -1,6 +1,6 @@
 """A detector as one ONNX graph, in float32 or int8: preprocessing, Gabor bank, softmax and all.
 
-It goes by way of `models/torch_module.py`, so it needs the extra `onnx`.
+It goes by way of `export/torch_module.py`, so it needs the extra `onnx`.
 """
 
 import contextlib
@@ -90,6 +90,9 @@ def quantize(model: bytes, config: ConfigDict, calibration_data: str) -> bytes:
       config: of the detector.
       calibration_data: a data folder, or any folder of pictures; CALIBRATION_PICTURES are taken,
         spread evenly, of a data folder from its Train split.
+
+    Raises:
+      UserError: a vision transformer, all of whose weights are in matrix products.
     """
     source = _calibration_source(calibration_data)
     pictures = (batch["image"][batch["mask"]] for batch in _batches(source, config))
@@ -100,7 +103,7 @@ def quantize(model: bytes, config: ConfigDict, calibration_data: str) -> bytes:
         )
         plain.write_bytes(model)
         quantization.quant_pre_process(plain, ready, skip_symbolic_shape=True)
-        in_float = _sensitive(onnx.load(ready))
+        in_float = _sensitive(onnx.load(ready), config.model.name)
         with contextlib.redirect_stdout(None):  # it prints its settings
             quantization.quantize_static(
                 ready,
@@ -118,12 +121,17 @@ def quantize(model: bytes, config: ConfigDict, calibration_data: str) -> bytes:
         return quantized.read_bytes()
 
 
-def _sensitive(model: onnx.ModelProto) -> list[str]:
+def _sensitive(model: onnx.ModelProto, name: str) -> list[str]:
     """Names of the convolutions that stay in float32: the Gabor bank, and the first of the rest."""
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     # by the name of its taps, which the optimiser may have prefixed
     bank = [node for node in convolutions if any("gabor.weight" in name for name in node.input)]
     rest = [node for node in convolutions if node not in bank]
+    if len(rest) <= _FIRST_IN_FLOAT:
+        raise UserError(
+            f"int8 is for networks of convolutions, and {name} has no more than {len(rest)}:"
+            " --quantize=float16 halves its file"
+        )
     return [node.name for node in bank + rest[:_FIRST_IN_FLOAT]]
 
 
