@@ -26,6 +26,8 @@ METRICS, CALIBRATION = f"{_M}/test_metrics.py", f"{_M}/test_calibration.py"
 CORRUPTIONS, AUDIT = f"{_M}/test_corruptions.py", f"{_M}/test_audit.py"
 LAYERS, GABOR = "tests/mnv4_jax/models/test_layers.py", "tests/mnv4_jax/models/test_gabor.py"
 INIT_FROM = "tests/mnv4_jax/models/test_init_from.py"
+_LOGITS = "tests/mnv4_jax/models/test_mobilenetv4.py::test_logits_are_timms"
+HYBRID = f"{_LOGITS}[mobilenetv4_hybrid_medium]"
 EXPLAIN = "tests/mnv4_jax/detector/test_explain.py"
 CONFIG = "tests/mnv4_jax/test_config.py"
 _R = "tests/mnv4_jax/runtime"
@@ -153,6 +155,12 @@ FAULTS = [
         ('convert --quantize ignored (onnx)', '            contents = smaller\n', '            pass\n', f'{CONVERT}::test_quantize_and_input_say_what_onnx_is_written',),
         ("convert --input of ONNX ignored (onnx)", "onnx_export.export(to_torch(loaded), pixels=args.input)", "onnx_export.export(to_torch(loaded))", f"{CONVERT}::test_quantize_and_input_say_what_onnx_is_written"),
         ("the calibration lost on the way back", "        saved.save_calibration(folder, imported.calibration)", "        pass", f"{CONVERT}::test_to_torch_and_back_gives_the_same_checkpoint"),
+    ),
+    *_of(
+        "mnv4_jax/models/mobilenetv4.py",
+        ("attention without its factor", "return self.layer_scale(self.attn(self.norm(x, train=train), train=train))", "return self.attn(self.norm(x, train=train), train=train)", HYBRID),
+        ("keys taken for values", "for y in (self.key(x, train=train), self.value(x, train=train))", "for y in (self.key(x, train=train), self.key(x, train=train))", HYBRID),
+        ("a head's channels dealt out to all heads", "query = self.query(x, train=train).reshape(batch, height * columns, self.heads, -1)", "query = self.query(x, train=train).reshape(batch, height * columns, -1, self.heads).swapaxes(2, 3)", HYBRID),
     ),
     *_of(
         "mnv4_jax/evaluate.py",
