@@ -25,9 +25,8 @@ def tensor(key, shape):
         values = 0.2 * rng.standard_normal(shape)
     elif len(shape) > 1:  # convolution or linear: [out, in / groups, ...]
         values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-    elif ".pw_proj." in key or key.endswith(
-        ("bn2.weight", "gamma")
-    ):  # the end of a residual branch
+    elif ".pw_proj." in key or key.endswith(("bn2.weight", "gamma")):
+        # the end of a residual branch
         values = rng.uniform(0.2, 0.5, shape)
     else:
         values = rng.uniform(0.8, 1.2, shape)

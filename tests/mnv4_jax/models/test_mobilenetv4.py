@@ -55,9 +55,9 @@ def test_logits_are_timms(name):
     graphdef, weights = with_formula_weights(**{"model.name": name})
     logits = run(graphdef, weights, formula.pictures())
     expected = np.array(GOLDEN[name]["logits"])
-    limit = 1e-4 * max(1, np.abs(expected).max())
-    assert np.abs(logits - expected).max() <= limit
-    assert np.abs(expected[0] - expected[1]).max() > 100 * limit, "the pictures make no difference"
+    assert np.abs(logits - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+    apart = 0.02 if "hybrid" in name else 0.1  # attention evens the formula's pictures out
+    assert np.abs(expected[0] - expected[1]).max() > apart, "the pictures make no difference"
 
 
 def test_zero_init_residual_touches_only_blocks_with_a_residual():

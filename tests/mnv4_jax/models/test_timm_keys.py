@@ -147,21 +147,22 @@ def test_attention_answers_as_timms_where_the_grid_is_odd():
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    "name",
+    ("name", "rate", "per_gradient"),
     [
-        "mobilenetv4_conv_small_035",
-        pytest.param("mobilenetv4_hybrid_medium", marks=pytest.mark.slow),
+        ("mobilenetv4_conv_small_035", 0.05, False),
+        # Through batch statistics PyTorch's own float32 is 0.3 off in a gradient of 29, ours 0.03.
+        pytest.param("mobilenetv4_hybrid_medium", 0.01, True, marks=pytest.mark.slow),
     ],
 )
-def test_one_sgd_step_in_both_worlds_gives_the_same_weights_and_statistics(name):
+def test_one_sgd_step_in_both_worlds_gives_the_same_weights_and_statistics(
+    name, rate, per_gradient
+):
     timm = pytest.importorskip("timm")
     import torch
 
     config, model = with_formula_weights(**{"model.name": name})
     pictures, labels = formula.pictures(8, SIZE), np.arange(8) % 2
-    rate = 0.01
 
-    # Through batch statistics PyTorch's own float32 is 0.3 off in a gradient of 29, ours 0.03.
     network = timm.create_model(config.model.name, num_classes=2).train().double()
     before = timm_keys.to_timm(model)
     network.load_state_dict({k: torch.tensor(v) for k, v in before.items()}, strict=True)
@@ -188,9 +189,8 @@ def test_one_sgd_step_in_both_worlds_gives_the_same_weights_and_statistics(name)
     assert ours.keys() == theirs.keys()
     for key in ours:
         gradient = np.abs(theirs[key] - before[key]).max() / rate
-        np.testing.assert_allclose(
-            ours[key], theirs[key], rtol=0, atol=1e-4 * max(1, gradient), err_msg=key
-        )
+        limit = 1e-4 * (max(1, gradient) if per_gradient else 1)
+        np.testing.assert_allclose(ours[key], theirs[key], rtol=0, atol=limit, err_msg=key)
     moved = [k for k in ours if np.abs(ours[k] - before[k]).max() > 1e-4]
     assert len(moved) > 0.9 * len(ours), "the step is too small to tell"
 
