@@ -13,7 +13,12 @@ from collections.abc import Sequence
 
 from input_pipeline import cache
 
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
+# Floats are read and written as vectors of several widths, so aliasing by type must be off: GCC 12
+# drops `may_alias` where it splits a vector that is wider than the machine's.
+_FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-fno-strict-aliasing"),
+    *("-fPIC", "-shared", "-w"),
+)
 _TIMEOUT_S = 120
 _BUILDING = threading.Lock()
 
@@ -34,7 +39,7 @@ def library(
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if not compiler:
         raise FileNotFoundError("no g++ or clang++")
-    parts = [source.read_bytes(), *(s.encode() for s in (version, compiler, _processor()))]
+    parts = [source.read_bytes(), *(s.encode() for s in (version, compiler, *_FLAGS, _processor()))]
     name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     folder = cache.root() / "kernels"
     path = folder / f"{name}.so"

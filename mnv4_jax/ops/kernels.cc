@@ -57,12 +57,26 @@ struct Lanes<1> {
   typedef float type;
 };
 
+// The lanes of a register, and the rows of a tile whose sums fit in the registers: a vector that is
+// wider than the machine's, or a sum too many, is kept in memory and is thirty times slower.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kTileRows = 8;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kTileRows = 6;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kTileRows = 8;
+#else
+constexpr int kLanes = 4, kTileRows = 6;
+#endif
+
 // Calls f(Lanes<L>{}, first) for pieces of L lanes that cover 0 ... n - 1.
 template <typename F>
 void for_lanes(int64_t n, const F& f) {
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) f(Lanes<16>{}, i);
+  if constexpr (kLanes == 16)
+    for (; i + 16 <= n; i += 16) f(Lanes<16>{}, i);
   for (; i + 8 <= n; i += 8) f(Lanes<8>{}, i);
+  for (; i + 4 <= n; i += 4) f(Lanes<4>{}, i);
   for (; i < n; ++i) f(Lanes<1>{}, i);
 }
 
@@ -142,13 +156,13 @@ ffi::Error depthwise_dx(ffi::ThreadPool pool, Array dy, Array k, int64_t stride,
 ffi::Error depthwise_dk(ffi::ThreadPool pool, Array x, Array dy, int64_t stride, int64_t pad,
                         Result dk) {
   const Shape s(x.dimensions(), dk->dimensions(), dy.dimensions(), stride, pad);
-  constexpr int64_t kLanes = 16;  // one cache line of channels a task: no two threads share a sum
-  parallel_for(pool, (s.c + kLanes - 1) / kLanes, [&](int64_t task) {
-    const int64_t first = task * kLanes;
+  constexpr int64_t kLine = 16;  // one cache line of channels a task: no two threads share a sum
+  parallel_for(pool, (s.c + kLine - 1) / kLine, [&](int64_t task) {
+    const int64_t first = task * kLine;
     for (int64_t i = 0; i < s.kh * s.kw; ++i)
-      std::fill_n(dk->typed_data() + i * s.c + first, std::min(kLanes, s.c - first), 0.f);
+      std::fill_n(dk->typed_data() + i * s.c + first, std::min(kLine, s.c - first), 0.f);
     for (int64_t b = 0; b < s.batch; ++b)
-      for_lanes(std::min(kLanes, s.c - first), [&](auto lanes, int64_t lane) {
+      for_lanes(std::min(kLine, s.c - first), [&](auto lanes, int64_t lane) {
         using V = typename decltype(lanes)::type;
         const int64_t c = first + lane;
         for (int64_t i = 0; i < s.kh; ++i)
@@ -200,14 +214,15 @@ void add_product(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_row,
       const float* from = a + row * a_row;
       float* to = c + row * c_row;
       int64_t i = 0;
-      for (; i + 32 <= n; i += 32)
-        tile<R, 2>(Lanes<16>{}, k, from, a_row, a_col, b + i, b_row, to + i, c_row);
+      for (; i + 2 * kLanes <= n; i += 2 * kLanes)
+        tile<R, 2>(Lanes<kLanes>{}, k, from, a_row, a_col, b + i, b_row, to + i, c_row);
       for_lanes(n - i, [&](auto lanes, int64_t j) {
         tile<R, 1>(lanes, k, from, a_row, a_col, b + i + j, b_row, to + i + j, c_row);
       });
     }
   };
-  rows(std::integral_constant<int, 8>{});
+  rows(std::integral_constant<int, kTileRows>{});
+  rows(std::integral_constant<int, 2>{});
   rows(std::integral_constant<int, 1>{});
 }
 

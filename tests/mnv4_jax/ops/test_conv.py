@@ -51,7 +51,16 @@ def test_pure_form_equals_reference(case):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10, err_msg=name)
 
 
-@pytest.mark.parametrize("case", [*CASES, (6, 6, 40, 40, 5, 1, 40), (7, 9, 5, 45, 3, 1, 1)])
+WIDE = [  # vectors of every width, and windows of them that overlap in dx
+    (6, 6, 40, 40, 5, 1, 40),
+    (7, 9, 5, 45, 3, 1, 1),
+    (16, 16, 3, 12, 7, 1, 1),
+    (16, 17, 3, 12, 7, 2, 1),
+    (20, 20, 3, 37, 15, 1, 1),
+]
+
+
+@pytest.mark.parametrize("case", [*CASES, *WIDE])
 def test_kernels_equal_reference(case):
     if not kernels.available():
         pytest.skip("no C++ compiler")
