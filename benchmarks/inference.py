@@ -1,6 +1,7 @@
 """Pictures a second through the network alone, against timm in PyTorch and in onnxruntime:
 
     python benchmarks/inference.py [--out=FILE.jsonl] [--size=224] [--batches=1,64] [--rounds=7]
+        [--model=vit_tiny_patch16_224]
 
 Random weights, float32, evaluation mode, a resident batch; alternating rounds, each contender in a
 process of its own. `mnv4_jax.evaluate` keeps freed memory in the process (memory.py), so ours
@@ -17,6 +18,7 @@ import rounds
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="mobilenetv4_conv_small")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batches", default="1,64")
     parser.add_argument("--rounds", type=int, default=7)
@@ -25,7 +27,8 @@ def main():
     print(rounds.HEADER)
     for batch in map(int, args.batches.split(",")):
         ours, peer, onnx = (
-            functools.partial(f, batch, args.size) for f in (jax_run, torch_run, onnx_run)
+            functools.partial(f, args.model, batch, args.size)
+            for f in (jax_run, torch_run, onnx_run)
         )
         channels_last = functools.partial(peer, channels_last=True)
         times = rounds.alternate(
@@ -44,14 +47,14 @@ def main():
         rounds.print_rows(times, size=args.size, batch=batch, out=args.out)
 
 
-def jax_run(batch, size):
+def jax_run(model, batch, size):
     import jax
     import numpy as np
     from steps import config_for
 
     from mnv4_jax.models import weights as weights_lib
 
-    config = config_for(batch, size)
+    config = config_for(batch, size, model=model)
     graphdef, weights = weights_lib.abstract(config)[0], weights_lib.fresh_weights(config)
     weights = jax.device_put(weights)
     images = jax.device_put(np.zeros((batch, size, size, 3), np.uint8))
@@ -62,12 +65,13 @@ def jax_run(batch, size):
     return lambda: jax.block_until_ready(compiled(weights, images))
 
 
-def torch_run(batch, size, channels_last=False):
+def torch_run(name, batch, size, channels_last=False):
     import timm
     import torch
+    from steps import sized
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = timm.create_model("mobilenetv4_conv_small", num_classes=2).eval()
+    model = timm.create_model(name, num_classes=2, **sized(name, size)).eval()
     model = model.to(memory_format=layout)
     images = torch.rand(batch, 3, size, size).to(memory_format=layout)
 
@@ -78,12 +82,13 @@ def torch_run(batch, size, channels_last=False):
     return run
 
 
-def onnx_run(batch, size):
+def onnx_run(name, batch, size):
     import onnxruntime
     import timm
     import torch
+    from steps import sized
 
-    model = timm.create_model("mobilenetv4_conv_small", num_classes=2).eval()
+    model = timm.create_model(name, num_classes=2, **sized(name, size)).eval()
     images = torch.rand(batch, 3, size, size)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.onnx")

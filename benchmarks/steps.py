@@ -27,8 +27,9 @@ def median_s(run, finish, *, rounds=5, repeats=1):
     return float(np.median(times))
 
 
-def config_for(batch_size, size, dtype="auto"):
+def config_for(batch_size, size, dtype="auto", model="mobilenetv4_conv_small"):
     config = small.get_config()
+    config.model.name = model
     config.data.image_size = size
     config.gabor.mode = "none"
     config.model.dtype = dtype
@@ -36,6 +37,11 @@ def config_for(batch_size, size, dtype="auto"):
     for name in config.augment:
         config.augment[name] = type(config.augment[name])(0)
     return config
+
+
+def sized(name, size):
+    """What timm's `create_model` has to be told of the size: a vision transformer alone asks."""
+    return {"img_size": size} if name.startswith("vit_") else {}
 
 
 def make_step(config, form=None):

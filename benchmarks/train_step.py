@@ -1,6 +1,7 @@
 """One training step of the project against timm and PyTorch, in alternating rounds:
 
     python benchmarks/train_step.py [--out=FILE.jsonl] [--sizes=128:64,224:32] [--rounds=5]
+        [--model=vit_tiny_patch16_224]
 
 A resident batch, float32, no augmentation, no Gabor bank, each contender in a process of its own.
 Ours: forward, backward, clipping, AdamW and EMA, the guard against non-finite steps included. The
@@ -18,6 +19,7 @@ import rounds
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="mobilenetv4_conv_small")
     parser.add_argument("--sizes", default="128:64,224:32", help="px:batch, ...")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=4, help="steps in a round")
@@ -27,7 +29,7 @@ def main():
     print(rounds.HEADER)
     for pair in args.sizes.split(","):
         size, batch = map(int, pair.split(":"))
-        ours, peer = (functools.partial(f, batch, size) for f in (jax_step, torch_step))
+        ours, peer = (functools.partial(f, args.model, batch, size) for f in (jax_step, torch_step))
         channels_last = functools.partial(peer, channels_last=True)
         contenders = {"mnv4_jax": functools.partial(rounds.kept, ours)}
         if args.pure:
@@ -42,13 +44,13 @@ def main():
         rounds.print_rows(times, size=size, batch=batch, out=args.out)
 
 
-def jax_step(batch, size, pure=False):
+def jax_step(model, batch, size, pure=False):
     import jax
     from steps import config_for, make_step, random_batch
 
     from mnv4_jax.ops import conv
 
-    config = config_for(batch, size)
+    config = config_for(batch, size, model=model)
     compiled, state, _ = make_step(config, conv.PURE_CPU if pure else None)
     images, box = random_batch(config), [state]
 
@@ -59,12 +61,13 @@ def jax_step(batch, size, pure=False):
     return run
 
 
-def torch_step(batch, size, channels_last=False):
+def torch_step(name, batch, size, channels_last=False):
     import timm
     import torch
+    from steps import sized
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = timm.create_model("mobilenetv4_conv_small", num_classes=2, drop_rate=0.2).train()
+    model = timm.create_model(name, num_classes=2, drop_rate=0.2, **sized(name, size)).train()
     model = model.to(memory_format=layout)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     images = torch.rand(batch, 3, size, size).to(memory_format=layout)

@@ -18,6 +18,7 @@ from mnv4_jax.models.layers import (
     ConvNorm,
     LayerScale,
     Linear,
+    attention,
     drop_path,
     dropout,
 )
@@ -289,7 +290,7 @@ class MultiQueryAttention(nnx.Module):
             y.reshape(batch, -1, 1, y.shape[-1])
             for y in (self.key(x, train=train), self.value(x, train=train))
         )
-        attended = jax.nn.dot_product_attention(query, key, value)
+        attended = attention(query, key, value)
         return self.output(attended.reshape(batch, height, columns, -1), train=train)
 
 

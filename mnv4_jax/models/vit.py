@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mnv4_jax.models.layers import LayerScale, Linear, drop_path, dropout
+from mnv4_jax.models.layers import LayerScale, Linear, attention, drop_path, dropout
 
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -237,7 +237,7 @@ class Attention(nnx.Module):
         batch, count, width = x.shape
         qkv = self.qkv(x).reshape(batch, count, 3, self.heads, width // self.heads)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(batch, count, width))
+        return self.proj(attention(q, k, v).reshape(batch, count, width))
 
 
 class Mlp(nnx.Module):

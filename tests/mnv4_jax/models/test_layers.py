@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from mnv4_jax.models.layers import BatchNorm, drop_path, dropout
+from mnv4_jax.models.layers import BatchNorm, attention, drop_path, dropout
 
 
 def test_batch_norm_normalises_by_the_biased_and_remembers_the_unbiased_variance():
@@ -47,3 +48,28 @@ def test_drop_path_drops_whole_examples_and_keeps_the_expectation():
 def test_dropout_keeps_the_expectation():
     y = np.asarray(dropout(jnp.ones((100, 400)), 0.2, jax.random.key(0)))
     assert abs((y == 0).mean() - 0.2) < 0.01 and abs(y.mean() - 1) < 0.01
+
+
+@pytest.mark.parametrize("heads,shared", [(3, 3), (4, 1), (4, 2)])
+@pytest.mark.parametrize("dtype,tolerance", [(np.float64, 1e-12), (jnp.bfloat16, 0.03)])
+def test_attention_equals_its_definition(heads, shared, dtype, tolerance):
+    """Against PyTorch in float64, gradients included."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    arrays = [
+        rng.standard_normal(shape)
+        for shape in ((2, 5, heads, 8), (2, 7, shared, 8), (2, 7, shared, 8))
+    ]
+    query, key, value = tensors = [torch.tensor(x, requires_grad=True) for x in arrays]
+    key, value = (x.repeat_interleave(heads // shared, 2).transpose(1, 2) for x in (key, value))
+    scores = query.transpose(1, 2) @ key.transpose(2, 3) / 8**0.5
+    want = (scores.softmax(-1) @ value).transpose(1, 2)
+    want.cos().sum().backward()
+    with jax.enable_x64(True):
+        arguments = [jnp.asarray(x, dtype) for x in arrays]
+        got = jax.jit(attention)(*arguments)
+        assert got.dtype == dtype
+        np.testing.assert_allclose(np.asarray(got, float), want.detach(), atol=tolerance)
+        gradients = jax.grad(lambda *x: jnp.cos(attention(*x)).sum(), argnums=(0, 1, 2))
+        for ours, theirs in zip(jax.jit(gradients)(*arguments), tensors, strict=True):
+            np.testing.assert_allclose(np.asarray(ours, float), theirs.grad, atol=3 * tolerance)
