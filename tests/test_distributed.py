@@ -85,6 +85,21 @@ def test_preempted_twice_on_two_shapes_sees_the_same_batches(start, uninterrupte
     assert seen[first + 1] == pytest.approx(expected[first + 1], rel=1e-6)  # another shape
 
 
+@pytest.mark.slow
+def test_a_state_split_over_two_processes_is_gone_on_with_whole_in_one(
+    start, uninterrupted, tmp_path
+):
+    split = FIELDS | {"train.shard_state": True}
+    with start(tmp_path, fields=split, processes=2, devices=2) as run:
+        stopped = stop_at(run, 3, process=1)
+    with start(tmp_path) as run:
+        run.wait()
+    assert digests(tmp_path) == digests(uninterrupted)
+    expected, seen = losses(uninterrupted), losses(tmp_path)
+    assert seen[1] == pytest.approx(expected[1], rel=1e-6)
+    assert seen[stopped + 1] == pytest.approx(expected[stopped + 1], rel=1e-3)  # rounding drifts
+
+
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_whose_peer_is_killed_leaves_with_the_status_for_again(start, tmp_path, victim):
     with start(tmp_path, fields=FIELDS | {"train.steps": 500}, processes=2, devices=2) as run:
