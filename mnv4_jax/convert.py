@@ -17,9 +17,9 @@ from collections.abc import Sequence
 
 from safetensors.numpy import save
 
-from configs import small
 from input_pipeline import cli
 from input_pipeline.cli import UserError
+from mnv4_jax import defaults
 from mnv4_jax.detector import saved, scoring, weight_files
 from mnv4_jax.models import timm_keys
 
@@ -176,7 +176,7 @@ def import_weights(weights: str, out: str | os.PathLike) -> pathlib.Path:
     if (out / "checkpoints").is_dir():
         raise UserError(f"--out={out}: holds checkpoints already; name another folder")
     try:
-        imported = weight_files.load(weights, small.get_config(), print)
+        imported = weight_files.load(weights, defaults.get_config(), print)
     except UserError as error:
         raise UserError(f"--weights={error}") from None
     folder = saved.write_initial(out, imported.config, imported.weights)
