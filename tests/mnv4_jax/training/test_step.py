@@ -276,7 +276,9 @@ def test_a_state_split_over_devices_trains_as_a_replicated_one(batch_norm):
             )
             config.train.shard_state = split
             mesh = make_mesh()
-            program = Program(config, mesh, 1e-2)
+            # Adam magnifies the rounding of another order of sums, the more the larger its steps
+            # are: at a rate of 1e-2, 2e-11 after 4 steps and 5e-9 after 19.
+            program = Program(config, mesh, 1e-3)
             places = program.shardings()
             state = jax.jit(program.init, out_shardings=places)(weights_lib.fresh_weights(config))
             held[split] = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
