@@ -15,10 +15,7 @@ from input_pipeline import cache
 
 # Floats are read and written as vectors of several widths, so aliasing by type must be off: GCC 12
 # drops `may_alias` where it splits a vector that is wider than the machine's.
-_FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-fno-strict-aliasing"),
-    *("-fPIC", "-shared", "-w"),
-)
+_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]
 _TIMEOUT_S = 120
 _BUILDING = threading.Lock()
 

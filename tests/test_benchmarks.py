@@ -1,14 +1,13 @@
 """Benchmarks run to their ends, at sizes at which their figures mean nothing."""
 
-import importlib.util
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.processes import ROOT
+
 TINY = {
     "growth": "--points=32:2",
     "near_duplicates": "--most=1000",
@@ -20,10 +19,7 @@ TINY = {
     "step_cost": "gabor --size=32 --batch_size=2 --steps=1",
     "train_step": "--sizes=32:2 --rounds=1 --repeats=1",
 }
-NEEDS = {
-    "serve": "starlette",
-    "train_step": "timm",
-}
+NEEDS = {"serve": "starlette", "train_step": "timm"}
 LIBRARIES = {"rounds", "steps"}
 # Minutes each, however small: they start whole runs, Ray or every form of export; web asks npm.
 BY_HAND = {"deploy", "fleet", "fleet_scale", "fleet_soak", "gpu", "inference", "loop", "web"}
@@ -36,9 +32,9 @@ def test_none_is_missing():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
-def test_it_runs(name, tmp_path):
-    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
-        pytest.skip(f"needs {NEEDS[name]}")
+def test_it_runs(name):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     result = subprocess.run(
         [sys.executable, f"benchmarks/{name}.py", *TINY[name].split()],
         cwd=ROOT,

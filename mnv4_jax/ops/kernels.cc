@@ -69,15 +69,11 @@ constexpr int kLanes = 4, kTileRows = 8;
 constexpr int kLanes = 4, kTileRows = 6;
 #endif
 
-// Calls f(Lanes<L>{}, first) for pieces of L lanes that cover 0 ... n - 1.
-template <typename F>
-void for_lanes(int64_t n, const F& f) {
-  int64_t i = 0;
-  if constexpr (kLanes == 16)
-    for (; i + 16 <= n; i += 16) f(Lanes<16>{}, i);
-  for (; i + 8 <= n; i += 8) f(Lanes<8>{}, i);
-  for (; i + 4 <= n; i += 4) f(Lanes<4>{}, i);
-  for (; i < n; ++i) f(Lanes<1>{}, i);
+// Calls f(Lanes<L>{}, first) for pieces of L lanes, the widest first, that cover i ... n - 1.
+template <int L = kLanes, typename F>
+void for_lanes(int64_t n, const F& f, int64_t i = 0) {
+  for (; i + L <= n; i += L) f(Lanes<L>{}, i);
+  if constexpr (L > 1) for_lanes<(L > 4 ? L / 2 : 1)>(n, f, i);
 }
 
 struct Shape {  // x [batch, h, w, c] under kernel [kh, kw, ...] gives [batch, oh, ow, n]
