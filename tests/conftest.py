@@ -8,8 +8,13 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
-# A step takes longer to compile than to test: each program once a session, processes included.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mnv4_jax_tests_")
+# A step takes longer to compile than to test: in two thirds of the time without XLA's optimiser
+# (the slow tests of .ci/run have it), and each program once a session, processes and pytest-xdist's
+# workers included, or once for all sessions that share a folder, as those of .ci/run do.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mnv4_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 # The user's own cache is left alone; the demo set is kept for the next session.
 os.environ.setdefault("MNV4_CACHE", f"{tempfile.gettempdir()}/mnv4_jax_tests_{os.getuid()}")
 
@@ -17,7 +22,6 @@ import cv2
 import numpy as np
 import pytest
 
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 if "mnv4_jax_tests_" in os.environ["MNV4_CACHE"]:
     atexit.register(shutil.rmtree, f"{os.environ['MNV4_CACHE']}/pictures", ignore_errors=True)
 
@@ -54,19 +58,18 @@ def picture_folder(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory) -> pathlib.Path:
+def compiled() -> pathlib.Path:
     """A folder of compiled programs that the processes which tests start share."""
-    return tmp_path_factory.mktemp("compiled")
+    return pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 @pytest.fixture(scope="session")
-def cluster(compiled):
+def cluster():
     """The address of a Ray of this machine that tests share: two CPUs, no dashboard, no usage
     statistics."""
     pytest.importorskip("ray", reason="needs the extra `ray`")
     from input_pipeline import engine
 
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compiled)
     os.environ["PYTHONPATH"] = str(pathlib.Path(__file__).parent.parent)
     with engine.running(None, cpus=2, object_store_bytes=200 << 20) as ray:
         yield ray.get_runtime_context().gcs_address

@@ -100,7 +100,8 @@ def test_a_state_split_over_two_processes_is_gone_on_with_whole_in_one(
     assert seen[stopped + 1] == pytest.approx(expected[stopped + 1], rel=1e-3)  # rounding drifts
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_whose_peer_is_killed_leaves_with_the_status_for_again(start, tmp_path, victim):
     with start(tmp_path, fields=FIELDS | {"train.steps": 500}, processes=2, devices=2) as run:
         run.wait_for_step(3)

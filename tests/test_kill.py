@@ -28,13 +28,10 @@ def kill_at(run, rng, *, inside_a_save):
     return run.saving()
 
 
-@pytest.mark.parametrize(
-    "kills",
-    [3, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
-)
-def test_killed_at_random_moments_ends_as_if_it_had_not_been(
-    kills, picture_folder, compiled, tmp_path
-):
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_random_moments_ends_as_if_it_had_not_been(picture_folder, compiled, tmp_path):
+    kills = 10
     rng, steps = random.Random(kills), 20 * kills
     fields = {
         "train.steps": steps,

@@ -98,7 +98,7 @@ def fail_without_a_fault(faults: list[Fault], copy: pathlib.Path) -> list[str]:
 
 def _pytest(arguments: Sequence[str], copy: pathlib.Path, timeout_s: float | None = None):
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", *arguments],
         cwd=copy,
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(copy)},
         capture_output=True,

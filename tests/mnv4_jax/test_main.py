@@ -45,6 +45,7 @@ def test_a_workdir_that_is_a_file_is_one_line(tmp_path, request):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(picture_folder, tmp_path, request):
     """A real one: a file system in memory that only these processes see, with room for two saves.
 
