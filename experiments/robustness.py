@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--pictures", type=int, default=64, help="to attack")
+    parser.add_argument("--attack_steps", type=int, default=20, help="gradients an attack takes")
     args = parser.parse_args()
     rows = [("none", 0)] if "none" in args.methods else []
     rows += [(m, budget) for m in args.methods if m != "none" for budget in args.budgets]
@@ -72,7 +73,11 @@ def run(method: str, budget: int, seed: int, args) -> None:
             f"--out={home.parent}",
             f"--data={args.data / args.home}",
         ]
-        attack = [f"--attack={args.attack}", f"--attack_pictures={args.pictures}"]
+        attack = [
+            f"--attack={args.attack}",
+            f"--attack_pictures={args.pictures}",
+            f"--attack_steps={args.attack_steps}",
+        ]
         command(workdir, "mnv4_jax.evaluate", *judged, *attack)
     elsewhere = workdir / "elsewhere.json"
     if not elsewhere.exists():

@@ -15,6 +15,9 @@ After the trial's name, arguments are those of `mnv4_jax.main`. Results: docs/RE
             on from its weights with model.init_from (after Shiohara and Yamasaki, arXiv:2204.08376)
     late    the network with a first stage that does not halve the resolution: four times the
             positions from there on, and four times the work
+    apart   under train.adversary, attacked pictures have BatchNorm statistics of their own, which
+            are not kept: the running ones are those of clean pictures (after Xie et al.,
+            arXiv:1911.09665)
     look    a 3x3 convolution to 16 channels, BatchNorm and ReLU before the stem halves anything
 """
 
@@ -104,6 +107,21 @@ def blurred(image, sigma):
     return resample.separable(image[None], rows, columns)[0]
 
 
+class Apart(nnx.Module):
+    """`model`, but in training the first `n` pictures do not share statistics with the rest."""
+
+    def __init__(self, model, n):
+        self.model = model
+        self.n = n
+
+    def __call__(self, x, *, train=False, key=None):
+        if not train:
+            return self.model(x)
+        attacked = nnx.clone(self.model)(x[: self.n], train=True, key=key)
+        clean = self.model(x[self.n :], train=True, key=key)
+        return jnp.concatenate([attacked, clean])
+
+
 class LookingFirst(MobileNetV4):
     def __init__(self, variant, *, inputs, dtype, rng, **kwargs):
         super().__init__(variant, inputs=16, dtype=dtype, rng=rng, **kwargs)
@@ -122,8 +140,16 @@ def install(trial: str) -> None:
         VARIANTS["mobilenetv4_conv_small"] = late
     elif trial == "look":
         mobilenetv4.MobileNetV4 = LookingFirst
+    elif trial == "apart":
+        together = objectives.from_config
+        objectives.from_config = lambda config, *args: apart(config, together(config, *args))
     else:
         objectives.from_config = functools.partial(objective, trial)
+
+
+def apart(config, plain):
+    n = round(config.train.adversary.share * config.train.batch_size)
+    return lambda model, batch, key: plain(Apart(model, n), batch, key)
 
 
 def objective(trial: str, config, steps_per_epoch: float):

@@ -182,67 +182,80 @@ ffi::Error depthwise_dk(ffi::ThreadPool pool, Array x, Array dy, int64_t stride,
 // --- dense: kernel [kh, kw, c, n]. In NHWC a window's row is kw * c consecutive floats, so a row of
 // outputs is kh matrix products straight from the padded image, without an im2col.
 
-// C [m, n] += A [m, k] B [k, n]; B's and C's columns are consecutive, everything else has a stride.
-// C's rows may overlap: they are updated one after the other. A tile is R rows of P vectors, whose
-// sums stay in registers.
+// C [m, n] += the sum over `taps` of A [m, k] B [k, n]; B's and C's columns are consecutive, everything
+// else has a stride. C's rows may overlap: they are updated one after the other. A tile is R rows of P
+// vectors, whose sums stay in registers.
+struct Products {
+  int64_t taps, a_tap, b_tap, k, a_row, a_col, b_row, c_row;
+};
+
 template <int R, int P, typename L>
-void tile(L, int64_t k, const float* a, int64_t a_row, int64_t a_col, const float* b, int64_t b_row,
-          float* c, int64_t c_row) {
+void tile(L, const Products& p, const float* a, const float* b, float* c) {
   using V = typename L::type;  // as a template argument it would lose its attributes
   constexpr int64_t lanes = sizeof(V) / sizeof(float);
   V sum[R][P]{};
-  for (int64_t i = 0; i < k; ++i, a += a_col, b += b_row) {
-    V column[P];
-    for (int p = 0; p < P; ++p) column[p] = *(const V*)(b + p * lanes);
-    for (int r = 0; r < R; ++r)
-      for (int p = 0; p < P; ++p) sum[r][p] += a[r * a_row] * column[p];
+  for (int64_t tap = 0; tap < p.taps; ++tap) {
+    const float *at = a + tap * p.a_tap, *bt = b + tap * p.b_tap;
+    for (int64_t i = 0; i < p.k; ++i, at += p.a_col, bt += p.b_row) {
+      V column[P];
+      for (int j = 0; j < P; ++j) column[j] = *(const V*)(bt + j * lanes);
+      for (int r = 0; r < R; ++r)
+        for (int j = 0; j < P; ++j) sum[r][j] += at[r * p.a_row] * column[j];
+    }
   }
   for (int r = 0; r < R; ++r)
-    for (int p = 0; p < P; ++p) *(V*)(c + r * c_row + p * lanes) += sum[r][p];
+    for (int j = 0; j < P; ++j) *(V*)(c + r * p.c_row + j * lanes) += sum[r][j];
 }
 
-void add_product(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_row, int64_t a_col,
-                 const float* b, int64_t b_row, float* c, int64_t c_row) {
+void add_products(int64_t m, int64_t n, const Products& p, const float* a, const float* b,
+                  float* c) {
   int64_t row = 0;
   auto rows = [&](auto count) {
     constexpr int R = decltype(count)::value;
     for (; row + R <= m; row += R) {
-      const float* from = a + row * a_row;
-      float* to = c + row * c_row;
+      const float* from = a + row * p.a_row;
+      float* to = c + row * p.c_row;
       int64_t i = 0;
       for (; i + 2 * kLanes <= n; i += 2 * kLanes)
-        tile<R, 2>(Lanes<kLanes>{}, k, from, a_row, a_col, b + i, b_row, to + i, c_row);
+        tile<R, 2>(Lanes<kLanes>{}, p, from, b + i, to + i);
       for_lanes(n - i, [&](auto lanes, int64_t j) {
-        tile<R, 1>(lanes, k, from, a_row, a_col, b + i + j, b_row, to + i + j, c_row);
+        tile<R, 1>(lanes, p, from, b + i + j, to + i + j);
       });
     }
   };
   rows(std::integral_constant<int, kTileRows>{});
+  rows(std::integral_constant<int, 4>{});
   rows(std::integral_constant<int, 2>{});
   rows(std::integral_constant<int, 1>{});
 }
 
-// Image b of x with its zero border: [h + 2 pad, w + 2 pad, c].
-void padded(const Shape& s, const float* x, int64_t b, std::vector<float>& to) {
+// Rows first ... first + count - 1 of image b of x with its zero border: [count, w + 2 pad, c].
+void padded(const Shape& s, const float* x, int64_t b, int64_t first, int64_t count,
+            std::vector<float>& to) {
   const int64_t row = (s.w + 2 * s.pad) * s.c;
-  to.assign((s.h + 2 * s.pad) * row, 0.f);
-  for (int64_t y = 0; y < s.h; ++y)
-    std::memcpy(to.data() + (y + s.pad) * row + s.pad * s.c, x + (b * s.h + y) * s.w * s.c,
-                s.w * s.c * sizeof(float));
+  to.assign(count * row, 0.f);
+  for (int64_t i = 0; i < count; ++i)
+    if (const int64_t y = first + i - s.pad; y >= 0 && y < s.h)
+      std::memcpy(to.data() + i * row + s.pad * s.c, x + (b * s.h + y) * s.w * s.c,
+                  s.w * s.c * sizeof(float));
 }
 
 ffi::Error dense(ffi::ThreadPool pool, Array x, Array k, int64_t stride, int64_t pad, Result y) {
   const Shape s(x.dimensions(), k.dimensions(), y->dimensions(), stride, pad);
   const int64_t row = (s.w + 2 * s.pad) * s.c, window = s.kw * s.c;
-  parallel_for(pool, s.batch, [&](int64_t b) {
+  const Products products{s.kh, row, window * s.n, window, s.stride * s.c, 1, s.n, s.n};
+  constexpr int64_t kRows = 8;  // of outputs a task, so that one picture feeds several threads
+  const int64_t blocks = (s.oh + kRows - 1) / kRows;
+  parallel_for(pool, s.batch * blocks, [&](int64_t task) {
+    const int64_t b = task / blocks, first = task % blocks * kRows;
+    const int64_t rows = std::min(kRows, s.oh - first);
     thread_local std::vector<float> image;
-    padded(s, x.typed_data(), b, image);
-    float* out = y->typed_data() + b * s.oh * s.ow * s.n;
-    std::fill_n(out, s.oh * s.ow * s.n, 0.f);
-    for (int64_t oy = 0; oy < s.oh; ++oy)
-      for (int64_t i = 0; i < s.kh; ++i)
-        add_product(s.ow, s.n, window, image.data() + (oy * s.stride + i) * row, s.stride * s.c, 1,
-                    k.typed_data() + i * window * s.n, s.n, out + oy * s.ow * s.n, s.n);
+    padded(s, x.typed_data(), b, first * s.stride, (rows - 1) * s.stride + s.kh, image);
+    float* out = y->typed_data() + (b * s.oh + first) * s.ow * s.n;
+    std::fill_n(out, rows * s.ow * s.n, 0.f);
+    for (int64_t oy = 0; oy < rows; ++oy)
+      add_products(s.ow, s.n, products, image.data() + oy * s.stride * row, k.typed_data(),
+                   out + oy * s.ow * s.n);
   });
   return ffi::Error::Success();
 }
@@ -253,14 +266,14 @@ ffi::Error dense_dx(ffi::ThreadPool pool, Array dy, Array k, int64_t stride, int
   Shape s(dx->dimensions(), k.dimensions(), dy.dimensions(), stride, pad);
   s.kw = k.dimensions()[2];
   const int64_t row = (s.w + 2 * s.pad) * s.c, window = s.kw * s.c;
+  const Products products{1, 0, 0, s.n, s.n, 1, window, s.stride * s.c};
   parallel_for(pool, s.batch, [&](int64_t b) {
     thread_local std::vector<float> image;
     image.assign((s.h + 2 * s.pad) * row, 0.f);
     for (int64_t oy = 0; oy < s.oh; ++oy)
       for (int64_t i = 0; i < s.kh; ++i)
-        add_product(s.ow, window, s.n, dy.typed_data() + (b * s.oh + oy) * s.ow * s.n, s.n, 1,
-                    k.typed_data() + i * s.n * window, window,
-                    image.data() + (oy * s.stride + i) * row, s.stride * s.c);
+        add_products(s.ow, window, products, dy.typed_data() + (b * s.oh + oy) * s.ow * s.n,
+                     k.typed_data() + i * s.n * window, image.data() + (oy * s.stride + i) * row);
     for (int64_t y = 0; y < s.h; ++y)
       std::memcpy(dx->typed_data() + (b * s.h + y) * s.w * s.c,
                   image.data() + (y + s.pad) * row + s.pad * s.c, s.w * s.c * sizeof(float));
@@ -272,18 +285,18 @@ ffi::Error dense_dk(ffi::ThreadPool pool, Array x, Array dy, int64_t stride, int
                     Result dk) {
   const Shape s(x.dimensions(), dk->dimensions(), dy.dimensions(), stride, pad);
   const int64_t row = (s.w + 2 * s.pad) * s.c, window = s.kw * s.c, size = dk->element_count();
+  const Products products{1, 0, 0, s.ow, 1, s.stride * s.c, s.n, s.n};
   const int64_t parts = std::min<int64_t>(s.batch, 16);  // each a share of the batch: fixed sums
   std::vector<float> sums(parts * size);
   parallel_for(pool, parts, [&](int64_t part) {
     thread_local std::vector<float> image;
     float* sum = sums.data() + part * size;
     for (int64_t b = part; b < s.batch; b += parts) {
-      padded(s, x.typed_data(), b, image);
+      padded(s, x.typed_data(), b, 0, s.h + 2 * s.pad, image);
       for (int64_t oy = 0; oy < s.oh; ++oy)
         for (int64_t i = 0; i < s.kh; ++i)
-          add_product(window, s.n, s.ow, image.data() + (oy * s.stride + i) * row, 1,
-                      s.stride * s.c, dy.typed_data() + (b * s.oh + oy) * s.ow * s.n, s.n,
-                      sum + i * window * s.n, s.n);
+          add_products(window, s.n, products, image.data() + (oy * s.stride + i) * row,
+                       dy.typed_data() + (b * s.oh + oy) * s.ow * s.n, sum + i * window * s.n);
     }
   });
   std::copy_n(sums.data(), size, dk->typed_data());

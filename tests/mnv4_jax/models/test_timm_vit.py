@@ -1,11 +1,13 @@
 """Vision transformers against timm's: the same numbers both ways, the same logits."""
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from input_pipeline import demo
 from input_pipeline.cli import UserError
 from mnv4_jax.detector import explain
 from mnv4_jax.models import classifier, timm_keys, vit
@@ -51,8 +53,11 @@ def ours_of(network, name, size):
 
 
 def close(network, model, size):
-    rng = np.random.default_rng(size)
-    x = rng.normal(size=(2, size, size, 3)).astype(np.float32)
+    """On noise and on a drawn portrait."""
+    noise = np.random.default_rng(size).normal(size=(size, size, 3))
+    portrait = cv2.imdecode(np.frombuffer(demo.draw_jpeg(7, size)[0], np.uint8), cv2.IMREAD_COLOR)
+    portrait = cv2.resize(portrait, (size, size)) / 127.5 - 1
+    x = np.stack([noise, portrait]).astype(np.float32)
     with torch.no_grad():
         theirs = network(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
     ours = np.asarray(jax.jit(lambda x: model.backbone(x))(x))
