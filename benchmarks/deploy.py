@@ -1,10 +1,10 @@
-"""What a detector costs in each of its forms, and how far each answers from the JAX model:
+"""Size and speed of a detector in each format, and its difference from the JAX model:
 
     python benchmarks/deploy.py --checkpoint=runs/small
 
-Converts the checkpoint into every form, then runs each in a process of its own that may use one
-core or two, and prints the table of docs/DEPLOY.md. Latency is of one picture in memory, decoded
-and of the side of evaluation; p50 and p95 of at least 50 calls after warming up.
+Converts the checkpoint into every format, then runs each in its own process on one core or two, and
+prints the table of docs/DEPLOY.md. Latency is for one picture in memory, decoded and of the
+evaluation side; p50 and p95 of at least 50 calls after warming up.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main():
 
 
 def prepare(checkpoint_path, data, folder):
-    """Every form's file, and the pictures, under `folder`."""
+    """Writes the file of every format, and the pictures, under `folder`."""
     from input_pipeline.batches import eval_batches
     from input_pipeline.sources import open_source
     from mnv4_jax import convert

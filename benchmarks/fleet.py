@@ -1,18 +1,18 @@
-"""Pictures a second of `mnv4_jax.score` against the bare detector and against timm. Prints a table:
+"""Compares the rate of `mnv4_jax.score` with the bare detector and with timm. Prints a table:
 
     MNV4_DATA=… python -m benchmarks.fleet [--pictures=10000] [--rounds=3] [--torch_python=PYTHON]
 
-All on the cores of this machine, on the same files (rvf10k of $MNV4_DATA, else the demo set, again
-and again), with the detector in the box or one of --checkpoint, without a search for faces;
-alternating rounds, each contender in a process of its own:
+All run on the cores of this machine, on the same files (rvf10k of $MNV4_DATA, else the demo set,
+repeated), with the shipped detector or --checkpoint, without a search for faces; in alternating
+rounds, each program in its own process:
 
 - bare: `Detector.score` in one process, as `predict` does;
 - score 1, score 2: Ray Data with one and two scorers, decode tasks beside them;
 - timm: mobilenetv4_conv_small, a plain loop over PyTorch's DataLoader (--torch_python: an
   interpreter that has timm, if this one has not).
 
-Rates are from the first answer to the last: what starting takes is a column of its own. CPU time
-and memory (proportional set size, highest seen) are those of all processes of a contender.
+Rates are from the first answer to the last; the time to start has its own column. CPU time and
+memory (proportional set size, the maximum) are those of all processes of a program.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import psutil
 from input_pipeline import cli, demo
 
 ROOT = pathlib.Path(__file__).parent.parent
-_TIMM_PICTURES = 1500  # are enough for a rate a tenth of the others'
+_TIMM_PICTURES = 1500  # enough, since its rate is a tenth of the others'
 CONTENDERS = ("bare", "score 1", "score 2", "timm")
 
 
@@ -76,7 +76,7 @@ def find_files() -> list[str]:
 
 
 def measure(name: str, args, listed: pathlib.Path, out: pathlib.Path) -> dict | None:
-    """Runs a contender and watches its processes; None where it cannot run here."""
+    """Runs a program and watches its processes; None if it cannot run here."""
     python = args.torch_python if name == "timm" else sys.executable
     command = [python, "-m", "benchmarks.fleet", f"--child={name}", f"--list={listed}"]
     command += [f"--out={out}", f"--size={args.size}"]
@@ -105,7 +105,7 @@ def measure(name: str, args, listed: pathlib.Path, out: pathlib.Path) -> dict | 
 
 
 class Watch(threading.Thread):
-    """CPU time and memory of a process and of all below it."""
+    """CPU time and memory of a process and all its descendants."""
 
     def __init__(self, pid: int):
         super().__init__(daemon=True)
@@ -146,7 +146,7 @@ class Watch(threading.Thread):
 
 
 class Answers:
-    """When pictures were answered."""
+    """The times at which pictures were answered."""
 
     def __init__(self):
         self.first = self.last = 0.0

@@ -1,12 +1,12 @@
-"""What scoring 10^8 pictures should take on clusters this project has not been run on. Prints:
+"""Predicts the time to score 10^8 pictures on clusters where this has not run. Prints:
 
     MNV4_DATA=… python -m benchmarks.fleet_scale [--pictures=1e8] [--checkpoint=DIR]
 
-First the rates, measured here in one process each: decoding, scoring, listing, what the driver
-does a row, a task and a shard. Then, for each cluster, arithmetic (every core busy, nothing waits)
-beside a simulation, task by task: the driver starts and takes in one after the other, tasks take
-times that scatter, and Spot machines are lost. A core there is taken to be as fast as one here, and
-a GPU to score as many pictures a second as CLUSTERS says; neither was measured there.
+First the rates, measured here in one process each: decoding, scoring, listing, and the driver's
+work per row, task and shard. Then, for each cluster, arithmetic (every core busy, nothing waits)
+beside a simulation, task by task: the driver starts and collects one task after the other, task
+times vary, and Spot machines are lost. It assumes cores as fast as here, and the GPU rates in
+CLUSTERS; neither was measured there.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Cluster:
     gpu_rate: float = 0.0
 
 
-# Neither prices nor the GPU's rate were looked up or measured: put in yours.
+# Neither prices nor the GPU's rate were looked up or measured: use your own.
 CLUSTERS = (
     Cluster("8 × 16 cores", 8, 16, 0.78),
     Cluster("64 × 16 cores", 64, 16, 0.78),
@@ -52,12 +52,12 @@ CLUSTERS = (
     Cluster("8 × (16 cores, 1 GPU)", 8, 16, 1.15, gpu_rate=10_000),
 )
 _GET_PRICE, _LIST_PRICE = 0.4e-6, 5e-6  # US dollars a request; a listing names 1,000 objects
-_STORE_RATE = 5_000  # requests/s that a bucket takes before it asks to slow down
+_STORE_RATE = 5_000  # requests/s that a bucket serves before it throttles
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Seconds, measured. `list_bytes`: of the driver's memory a listed picture."""
+    """Measured seconds. `list_bytes`: the driver's memory per listed picture."""
 
     decode_s: float
     score_s: float
@@ -104,7 +104,7 @@ def measure(args: argparse.Namespace) -> Rates:
 
 
 def measure_pictures(checkpoint: str | None, data: list[bytes]) -> tuple[float, float, int]:
-    """CPU seconds a picture of decoding and of scoring, all threads together; bytes between."""
+    """CPU seconds per picture to decode and to score, over all threads; bytes between them."""
     from mnv4_jax.detector import saved
     from mnv4_jax.fleet import decoding, scorer
 
@@ -127,8 +127,8 @@ def measure_pictures(checkpoint: str | None, data: list[bytes]) -> tuple[float, 
 
 
 def measure_list(folder: pathlib.Path) -> tuple[float, float, float]:
-    """(seconds, bytes of memory, bytes of the plan) a picture of a list, beyond its first 200,000:
-    these settle what the reader and the writer hold in any case."""
+    """(seconds, bytes of memory, bytes of the plan) per picture of a list, after the first 200,000,
+    in which reader and writer allocate their constant memory."""
     _, at_first, _ = list_once(folder, 200_000)
     took, grown, size = list_once(folder, 1_200_000)
     return took / 1_200_000, (grown - at_first) / 1_000_000, size / 1_200_000
@@ -153,7 +153,7 @@ def list_once(folder: pathlib.Path, count: int) -> tuple[float, int, int]:
 
 
 def measure_driver(folder: pathlib.Path) -> tuple[float, float]:
-    """(seconds a row, seconds a shard besides) to take answers in and write them."""
+    """(seconds per row, additional seconds per shard) to collect answers and write them."""
     from mnv4_jax.fleet import plan, shards
     from mnv4_jax.fleet.store import Store
 
@@ -184,8 +184,7 @@ def measure_driver(folder: pathlib.Path) -> tuple[float, float]:
 
 
 def measure_task(tasks: int = 1500) -> float:
-    """Seconds of the driver for each task of Ray Data: tasks that do nothing, and as many calls of
-    an actor."""
+    """The driver's seconds per task of Ray Data: empty tasks, and as many calls of an actor."""
     from input_pipeline import engine
 
     class Nothing:
@@ -207,7 +206,7 @@ def measure_task(tasks: int = 1500) -> float:
 
 
 def arithmetic_h(rates: Rates, cluster: Cluster, total: int) -> float:
-    """Hours with every core, or every GPU, busy: whatever is slower."""
+    """Hours with all cores, or all GPUs, busy: the slower of the two."""
     cores = cluster.machines * cluster.cores
     if not cluster.gpu_rate:
         return total * (rates.decode_s + rates.score_s) / cores / 3600
@@ -220,15 +219,14 @@ def simulate(
 ) -> tuple[float, float]:
     """(hours, share of them in which the driver is busy).
 
-    A machine works on as many tasks at a time as it has cores. A task scatters by a factor that is
-    lognormal (sigma 0.5); on GPU machines, the GPU takes one after the other. The driver starts
-    tasks and takes answers in, one after the other, first come first served. `lost_an_hour`: share
-    of the machines that are lost in an hour: their tasks are done again, and another comes after
-    five minutes.
+    A machine works on as many tasks at a time as it has cores. Task times vary by a lognormal
+    factor (sigma 0.5); on GPU machines, the GPU takes one task after the other. The driver starts
+    tasks and collects answers one at a time, first come first served. `lost_an_hour`: share of the
+    machines lost per hour: their tasks are done again, and a new machine comes after five minutes.
     """
     rng = random.Random(seed)
     tasks = -(-total // _CHUNK)
-    # Some hundred tasks a core show what all of them would: the rest is the same again.
+    # Simulate some hundred tasks per core: the others would behave the same.
     shown = min(tasks, 200 * cluster.machines * cluster.cores, 400_000)
     on_core = _CHUNK * (rates.decode_s + (0 if cluster.gpu_rate else rates.score_s))
     on_gpu = _CHUNK / cluster.gpu_rate if cluster.gpu_rate else 0.0

@@ -1,11 +1,11 @@
-"""Kills jobs of `mnv4_jax.score` again and again and counts rows that are lost or there twice.
+"""Kills jobs of `mnv4_jax.score` repeatedly, and counts rows that are lost or occur twice.
 
     nice -n 10 python -m benchmarks.fleet_soak --kills=50 --minutes=30
 
-A job scores a list of pictures, 5% of them unreadable, on a Ray of its own on this machine. At
-random moments a scorer, a decode process or the driver with all of Ray gets SIGKILL; the driver is
-started again, on the same folder, until the job is over. Then comes a new job. Every row is
-compared with that of a job that nothing disturbed.
+A job scores a list of pictures, 5% of them unreadable, on its own Ray on this machine. At random
+moments a scorer, a decode process or the driver with all of Ray gets SIGKILL; the driver is started
+again, on the same folder, until the job is finished. Then a new job starts. Every row is compared
+with that of an undisturbed job.
 """
 
 import collections
@@ -72,7 +72,7 @@ MUST_BE_ZERO = ("rows lost", "rows twice", "rows with another answer", "unexpect
 
 
 def one_start(flags, compiled, out, rng, kills, count) -> bool:
-    """Starts a job on what is done already, kills in it, and says whether it reached its end."""
+    """Starts or resumes a job, kills parts of it, and returns whether it reached its end."""
     with Job(*flags, compiled=compiled) as job:
         already, deadline = len(parts(out)), time.monotonic() + _TIMEOUT_S
         goal = already + rng.randint(0, 4)  # shards, until something is killed
@@ -125,7 +125,7 @@ def write_detector(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def draw(folder: pathlib.Path, rows: int) -> pathlib.Path:
-    """A list of `rows` names over 100 pictures, five of which are cut short."""
+    """A list of `rows` names over 100 pictures, five of which are truncated."""
     folder.mkdir()
     for i in range(100):
         data = encoded(smooth(150 + i, 200, i))

@@ -1,15 +1,15 @@
-"""Everything that is to be measured on a GPU, in one command of about nine minutes:
+"""All measurements on a GPU, in one command of about nine minutes:
 
     python benchmarks/gpu.py --out=gpu.jsonl
 
-Four groups, each in a process of its own that is ended when its time is up, print rows as they
-come, the most telling first:
+Four groups run, each in its own process, which is ended when its time is up. They print rows as
+they finish, the most important first:
   step    the training step (224 px, resident batch) by form of the convolutions, batch size, dtype
   torch   timm's network under torch.compile, autocast and channels_last, by batch size
   ops     one convolution at a time, forward and with both gradients; BatchNorm
   input   steps fed from JPEGs by the project's own pipeline, against a resident batch
-Peers need timm and torch. The step includes clipping, AdamW and EMA; the peer's all but EMA, which
-favours it. Augmentation is off in both.
+Peers need timm and torch. Our step includes clipping, AdamW and EMA; the peer's step has no EMA,
+which favours it. Augmentation is off in both.
 """
 
 import argparse
@@ -79,13 +79,13 @@ def main():
 
 
 class Rows:
-    """Prints a row of the table as one line of JSON; an error costs one row."""
+    """Prints each row of the table as one line of JSON; an error affects only its row."""
 
     def __init__(self, deadline: float):
         self._deadline = deadline
 
     def row(self, group, function, **labels):
-        """Prints labels and what function() gives, a dict; returns that, or None."""
+        """Prints the labels and the dict that function() returns; returns the dict, or None."""
         values, start = None, time.time()
         try:
             if start > self._deadline:

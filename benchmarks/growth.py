@@ -2,8 +2,8 @@
 
     python benchmarks/growth.py [--out=FILE.jsonl] [--points=128:16,128:64,224:16,224:64]
 
-The shipped step without the Gabor bank, on a resident batch. Memory is what XLA's program needs
-besides its arguments. The last lines are the time to write a checkpoint, which neither changes.
+The shipped step without the Gabor bank, on a resident batch. Memory is that of XLA's program
+without its arguments. The last lines are the time to write a checkpoint, which depends on neither.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python benchmarks/inference.py [--out=FILE.jsonl] [--size=224] [--batches=1,64] [--rounds=7]
         [--model=vit_tiny_patch16_224]
 
-Random weights, float32, evaluation mode, a resident batch; alternating rounds, each contender in a
-process of its own. `mnv4_jax.evaluate` keeps freed memory in the process (memory.py), so ours
-does here; PyTorch is timed without and with that. onnxruntime runs its export, BatchNorm folded.
+Random weights, float32, evaluation mode, a resident batch; alternating rounds, each program in its
+own process. `mnv4_jax.evaluate` keeps freed memory in the process (memory.py), so ours does here;
+PyTorch is timed without and with that. onnxruntime runs PyTorch's export, with BatchNorm folded.
 """
 
 import argparse

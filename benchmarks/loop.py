@@ -1,4 +1,4 @@
-"""What surrounds the step: start-up, input, host time, predict. Prints the table:
+"""Measures the parts around the step: start-up, input, host time, predict. Prints the table:
 
   python benchmarks/loop.py [--out=FILE.jsonl] [--batch=64] [--size=128] [--steps=40]
 
@@ -54,11 +54,11 @@ def main():
         cache.mkdir()
         (cache / data.name).symlink_to(data)
         env = os.environ | {"MNV4_CACHE": str(cache)}
-        env.pop("JAX_COMPILATION_CACHE_DIR", None)  # it would be warm
+        env.pop("JAX_COMPILATION_CACHE_DIR", None)  # that cache would be warm
         for name in ("cold", "warm"):
             report(f"start to first loss, {name}", first_loss_s(folder, name, args, env), "s")
         bare_step, host = make_bare_step(args)
-        rates = []  # in alternation: other tenants of a machine come and go
+        rates = []  # alternate, since the machine's other load varies
         for i in range(3):
             workdir = os.path.join(folder, f"loop{i}")
             rates.append(
@@ -90,7 +90,7 @@ def train_command(workdir, args, *fields):
 
 
 def first_loss_s(folder, name, args, env):
-    """Seconds from the process's start to the first line of metrics.jsonl; then it is ended."""
+    """Seconds from the process's start to the first line of metrics.jsonl; then ends it."""
     workdir = os.path.join(folder, name)
     command = train_command(workdir, args, "train.log_every_steps=1")
     start = time.perf_counter()
@@ -122,7 +122,7 @@ def loop_rate(workdir, args, env):
 
 
 def make_bare_step(args):
-    """((what runs a step, what waits for it), list of its host seconds: batch put, dispatched)."""
+    """((runs a step, waits for it), list of its host seconds: batch put, step dispatched)."""
     config = small.get_config()
     config.data.image_size, config.train.batch_size = args.size, args.batch
     compiled, state, _ = make_step(config)

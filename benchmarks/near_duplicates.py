@@ -2,10 +2,10 @@
 
     python benchmarks/near_duplicates.py [--most=1000000]
 
-Banding (input_pipeline/prepared/banding.py, what `prepare --ray` does) and the look-up of
-neighbours (leaks.py, what one process does) on the same synthetic hashes, in one process: 64 random
-bits, one in ten being another with up to 10 bits turned round. "candidates" are the pairs that
-banding compares. Both must find the same pairs.
+Runs banding (input_pipeline/prepared/banding.py, used by `prepare --ray`) and the look-up of
+neighbours (leaks.py, used by one process) on the same synthetic hashes, in one process: 64 random
+bits; one hash in ten is a copy of another with up to 10 bits flipped. "candidates" are the pairs
+that banding compares. Both must find the same pairs.
 """
 
 import time

@@ -1,11 +1,11 @@
-"""The input pipeline alone, beside a bare loop of the decoder and beside PyTorch's DataLoader.
+"""Compares the input pipeline with a bare loop of the decoder and with PyTorch's DataLoader.
 
     python benchmarks/pipeline.py --data=$MNV4_DATA/rvf10k [--threads=2] [--out=FILE.json]
 
 The rows "decoded before" are of a warm `data.cache=host`.
 
-256 px JPEG files to uint8 batches of random 224 px crops, no resize: the same files in one run,
-medians of rounds taken in alternation, the files in the operating system's cache. Without --data it
+256 px JPEG files to uint8 batches of random 224 px crops, without resizing; the same files for all
+rows, medians of alternating rounds, the files in the operating system's cache. Without --data it
 first writes 1,000 JPEGs of smooth noise. The torch rows need the extra `torch`.
 """
 
@@ -29,11 +29,11 @@ from input_pipeline.batches import shorter_side, train_batches
 from input_pipeline.sources import FileSource, open_source
 
 CROP_PX = 224
-_LARGE = 512  # pictures a batch, for what an accelerator is fed with
+_LARGE = 512  # pictures per batch, as for an accelerator
 
 
 def bare_loop(files: list[bytes] | FileSource, n: int, threads: int) -> float:
-    """Images/s of threads that call simplejpeg and drop the result: what there is to reach.
+    """Images/s of threads that call simplejpeg and drop the result: the upper bound.
 
     files: encoded pictures in memory, or a source to read them from.
     """
@@ -50,7 +50,7 @@ def bare_loop(files: list[bytes] | FileSource, n: int, threads: int) -> float:
 
 
 def project(source: FileSource, n: int, batch_size: int, threads: int, workers: int) -> float:
-    """Images/s of `train_batches` once all its threads have begun."""
+    """Images/s of `train_batches` after all its threads have started."""
     config = small.get_config().data
     config.update(crop="native", image_size=CROP_PX, threads=threads, workers=workers)
     with train_batches(source, config, batch_size=batch_size, seed=0) as batches:
@@ -67,7 +67,7 @@ def cached(source: FileSource, n: int, batch_size: int, threads: int) -> float:
         with train_batches(source, config, **arguments) as batches:
             for _ in range(-(-len(source) // batch_size)):
                 next(batches)
-    slots.complete()  # which checks every slot, as the first epoch of a run does
+    slots.complete()  # checks every slot, like the first epoch of a run
     with train_batches(source, config, **arguments) as batches:
         return _rate(batches, n, batch_size, warm_up=2 * threads + 2)
 
@@ -86,12 +86,12 @@ def torch_loader(
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=batch_size, num_workers=workers, sampler=endless
     )
-    # Each worker loads two batches ahead; those must not count as free.
+    # Each worker loads two batches ahead; these must not count.
     return _rate(iter(loader), n, batch_size, warm_up=4 * workers)
 
 
 class _TorchFiles:
-    """A dataset as torch wants it."""
+    """A torch dataset."""
 
     def __init__(self, source: FileSource, with_pillow: bool):
         from torchvision.transforms import v2

@@ -1,7 +1,7 @@
-"""Contenders in alternating rounds, each in a process of its own.
+"""Times programs in alternating rounds, each in its own process.
 
-In one process they are not alone: they share an allocator, and PyTorch's threads spin for a while
-after their work on the cores of whoever runs next. Here the others sleep, and have had time to.
+In one process they would affect each other: they would share an allocator, and PyTorch's threads
+spin for a while after their work on the cores of the next program. Here the others are asleep.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from mnv4_jax.runtime import memory
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Medians over the rounds, of one run: seconds by the clock, CPU seconds of all threads."""
+    """Medians over the rounds, for one run: wall-clock seconds, CPU seconds of all threads."""
 
     clock_s: float
     cpu_s: float
@@ -27,11 +27,11 @@ class Times:
 def alternate(
     contenders: Mapping[str, Callable[[], Callable[[], None]]], *, rounds: int, repeats: int
 ) -> dict[str, Times]:
-    """Times every contender in turn, `rounds` times, after one round that does not count.
+    """Times every program in turn, `rounds` times, after one warm-up round.
 
     Args:
-      contenders: by name what builds one: called in its process, it returns what is timed, which
-        must wait for its own result. Has to be picklable.
+      contenders: by name, a picklable function that builds a program: called in its process, it
+        returns the function to time, which must wait for its own result.
       repeats: runs in a round.
     """
     context = multiprocessing.get_context("spawn")
@@ -40,7 +40,7 @@ def alternate(
         pipes[name], theirs = context.Pipe()
         processes.append(context.Process(target=_serve, args=(build, repeats, theirs), daemon=True))
         processes[-1].start()
-        theirs.close()  # so that a contender that dies is an EOFError here, not a wait for ever
+        theirs.close()  # so that a dead program raises EOFError here, instead of a hang
         pipes[name].recv()  # built
     measured = {name: [] for name in contenders}
     for _ in range(rounds + 1):
@@ -68,7 +68,7 @@ def _serve(build, repeats, pipe):
 
 
 def kept(build: Callable[[], Callable[[], None]]) -> Callable[[], None]:
-    """What `build` builds, in a process that keeps freed memory, as `mnv4_jax.main` does."""
+    """Like `build`, in a process that keeps freed memory, as `mnv4_jax.main` does."""
     memory.keep_freed()
     return build()
 
@@ -81,9 +81,9 @@ KEPT = ", memory kept"
 
 
 def print_rows(times: Mapping[str, Times], *, size: int, batch: int, out: str) -> None:
-    """Rows of a table, and lines of JSON in the file `out` if it is named.
+    """Prints rows of a table, and writes lines of JSON to the file `out` if it is given.
 
-    The two peers are the best of those whose names start with PyTorch, without the suffix KEPT and
+    The two peers are the fastest whose names start with PyTorch: one without the suffix KEPT, one
     with it.
     """
     peers = {name: t.clock_s for name, t in times.items() if name.startswith("PyTorch")}

@@ -1,19 +1,19 @@
-"""What a step costs on more devices than this machine has: on paper, and compiled for 256 chips.
+"""Predicts the cost of a step on many devices: by arithmetic, and by compiling for 256 chips.
 
     python benchmarks/scaling.py [--per_device=64] [--image_size=224]
         [--compile] [--topology=v5e:16x16] [--batch_norm=global|local] [--config=configs/small.py]
 
-Prints the tables of docs/SCALING.md. The paper half counts the work of the config's network and
-divides it by published rates; seconds. --compile lowers the real train step ahead of time for a TPU
-slice that is not there, and reads from the result which collectives it has and how much memory a
-chip needs; nothing is run. It needs the extra `tpu` (libtpu, no TPU) and many minutes on 2 cores.
+Prints the tables of docs/SCALING.md. The arithmetic counts the work of the config's network and
+divides it by published rates; it takes seconds. --compile compiles the real training step ahead of
+time for a TPU slice, without one, and reads from the result its collectives and the memory per
+chip; it runs nothing. It needs the extra `tpu` (libtpu, no TPU) and many minutes on 2 cores.
 """
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU host to ask
-os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nor a TPU that two processes could fight over
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nor a TPU for two processes to compete for
 
 import argparse
 import dataclasses
@@ -39,10 +39,10 @@ from mnv4_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 from mnv4_jax.training import flops
 from mnv4_jax.training.step import Program
 
-# What one element of a convolution's output costs in memory traffic, in passes over it. Forward:
-# written, read for the statistics, read and written to be normalised, read by the next layer: 5.
-# Backward: gradient and output read for BatchNorm's sums and again for its result, that written,
-# read twice by the convolution's two gradients, which also read the input and write: 9.
+# Memory traffic of one element of a convolution's output, in passes over it. Forward: write, read
+# for the statistics, read and write to normalise, read by the next layer: 5. Backward: read the
+# gradient and output for BatchNorm's sums and again for its result, write that, read it twice for
+# the convolution's two gradients, which also read the input and write: 9.
 PASSES = 14
 BF16 = 2
 F32 = 4
@@ -76,7 +76,7 @@ MACHINES = (
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Of one picture through the network, and of its state."""
+    """The work of the network for one picture, and the size of its state."""
 
     flops: float  # forward and backward
     elements: float  # outputs of all convolutions, forward
@@ -167,11 +167,11 @@ def print_machines(work: Work, flags: argparse.Namespace) -> None:
         batch = flags.per_device
         compute = work.flops * batch / machine.flops_s
         memory = work.elements * PASSES * BF16 * batch / machine.memory_bytes_s
-        alone = max(compute, memory)  # of one chip without any peer
+        alone = max(compute, memory)  # a single chip
         one = 2 * work.parameters * F32 / machine.reduce_bytes_s + machine.reduce_latency_s
         norms = 2 * work.norms * machine.reduce_latency_s
         steps = {"global": alone + one + norms, "local": alone + one}
-        images = batch / steps["local"] * machine.host_chips  # a host and second
+        images = batch / steps["local"] * machine.host_chips  # per host and second
         sent = flags.image_size**2 * 3
         print(
             f"| {machine.name} | {batch * machine.chips:,} | {compute * 1e3:.2f} "
@@ -185,10 +185,10 @@ def print_machines(work: Work, flags: argparse.Namespace) -> None:
 
 
 def print_compiled(config: ConfigDict, work: Work, flags: argparse.Namespace) -> None:
-    """Compares the train step compiled for a TPU slice with the figures above."""
+    """Compares the training step, compiled for a TPU slice, with the figures above."""
     try:
         slice_ = topologies.get_topology_desc(platform="tpu", topology_name=flags.topology)
-    except Exception as error:  # libtpu missing or not willing: no class of its own
+    except Exception as error:  # libtpu is missing or fails, without its own error class
         raise cli.UserError(
             f"--topology={flags.topology} cannot be compiled for: {error} "
             "(it needs pip install -e '.[tpu]')"
@@ -239,7 +239,7 @@ def print_compiled(config: ConfigDict, work: Work, flags: argparse.Namespace) ->
 def compile_step(
     config: ConfigDict, mesh: jax.sharding.Mesh, per_device: int
 ) -> jax.stages.Compiled:
-    """The train step for the devices of `mesh`, from shapes alone."""
+    """The training step for the devices of `mesh`, from shapes alone."""
     program = Program(config, mesh, 1e-3)
     state = jax.eval_shape(program.init, program.like)
     everywhere, split = replicated(mesh), batch_sharding(mesh)
@@ -257,7 +257,7 @@ def compile_step(
 
 
 def collectives(program: str) -> dict[str, list[dict[str, int]]]:
-    """{kind: for each of them {dtype: bytes of its result}} in a compiled program's text."""
+    """{kind: [{dtype: bytes of its result} for each collective]} in a compiled program's text."""
     kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
     width = {"f32": 4, "bf16": 2, "f64": 8, "s32": 4, "u32": 4, "pred": 1}
     found: dict[str, list[dict[str, int]]] = {}

@@ -1,12 +1,12 @@
-"""The server under load, against its scorer alone, and its memory over many requests:
+"""Compares the server under load with its scorer alone; measures memory over many requests:
 
     python -m benchmarks.serve [--clients=1,4,16,32,64] [--seconds=20] [--checkpoint=DIR]
     python -m benchmarks.serve --requests=10000        # memory alone
 
-Clients are coroutines of this process that ask over loopback, one picture (a drawn portrait of
-128 px, or those of --pictures=FOLDER) a request, without a pause. The scorer alone is a plain loop
-in a process of its own: decode, find faces, score 16 at a time. It is timed before, between and
-after the rounds of clients; a row's ratio is by its two neighbours.
+Clients are coroutines of this process that send requests over loopback without a pause, one picture
+each (a drawn portrait of 128 px, or those of --pictures=FOLDER). The scorer alone is a plain loop
+in its own process: decode, find faces, score 16 at a time. It is timed before, between and after
+the rounds of clients; a row's ratio uses the two timings next to it.
 """
 
 import argparse
@@ -122,7 +122,7 @@ async def load_for(address, pictures, *, clients, seconds=1e9, requests=10**9):
 
 
 async def ask(reader, writer, data: bytes) -> tuple[int, bytes]:
-    """By hand: a client library takes as much of a core as the server's own framework."""
+    """Sends one request. Hand-written: a client library would use as much CPU as the server."""
     head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
     writer.write(head.encode() + data)
     lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
@@ -131,7 +131,7 @@ async def ask(reader, writer, data: bytes) -> tuple[int, bytes]:
 
 
 def scorer_alone(pictures: list[bytes], args) -> float:
-    """Images/s in a process of its own."""
+    """Images/s of the scorer in its own process."""
     given = [args.checkpoint or "", args.pictures or "", str(args.seconds)]
     done = subprocess.run(
         [sys.executable, "-c", _ALONE, *given], check=True, capture_output=True, text=True

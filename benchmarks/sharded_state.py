@@ -1,8 +1,8 @@
-"""Bytes that the state of a run takes on each device, whole and split (`train.shard_state`):
+"""Memory of a run's state on each device, whole and split (`train.shard_state`):
 
     python benchmarks/sharded_state.py [--model=vit_large_patch14_clip_224] [--devices=1,4,8]
 
-Predicted from the number of parameters, and as XLA reports it for the compiled step on as many
+Predicted from the number of parameters, and as reported by XLA for the compiled step on as many
 simulated devices. Compiles one step for each row and form, and runs none.
 """
 

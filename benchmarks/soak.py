@@ -1,11 +1,11 @@
-"""Kills a training run again and again, on shapes drawn at random, and counts what that broke.
+"""Kills a training run repeatedly, on random numbers of processes and devices; counts failures.
 
     nice -n 10 python -m benchmarks.soak --kills=200 [--minutes=60]
 
 A run of `tests/small_net.py` is started on 1 to 4 processes of 1 to 4 CPU devices, killed with
-SIGKILL, and started again on another shape until it is over; then comes a new one. The kill falls
-while it starts, while it trains, inside a save, or on one process of several first. Every batch is
-compared with those of a run that nothing disturbed. Takes some 10 s a kill on two cores.
+SIGKILL, and started again on another number of them until it is finished; then a new run starts.
+The kill happens during start-up, training or a save, or to one of several processes first. Every
+batch is compared with that of an undisturbed run. Takes about 10 s per kill on two cores.
 """
 
 import collections
@@ -23,7 +23,7 @@ from input_pipeline import cli
 from mnv4_jax.detector import saved
 from tests.processes import Run, checkpoint_steps, read_lines
 
-# (processes, devices of each): how often, four processes on few cores being slow to start
+# (processes, devices of each): relative frequency; four processes on few cores start slowly
 SHAPES = {(1, 1): 3, (1, 2): 3, (1, 4): 3, (2, 1): 2, (2, 2): 2, (4, 1): 1}
 MOMENTS = ("starting", "training", "saving", "one first")
 EVERY = 20
@@ -103,7 +103,7 @@ def main() -> int:
 
 
 def kill(run: Run, rng: random.Random) -> str | None:
-    """Kills `run`; at which moment, or "finished" if it was faster, or None if it broke."""
+    """Kills `run`. Returns the moment, "finished" if the run was faster, or None if it failed."""
     moment = rng.choice(MOMENTS)
     deadline = time.monotonic() + _TIMEOUT_S
     if moment == "starting":
@@ -135,7 +135,7 @@ def wait(run: Run, seconds: float) -> None:
 
 
 def wrong_digests(workdir: pathlib.Path, expected: dict[int, str]) -> int:
-    """Batches that are not those of the undisturbed run, and steps that are there twice."""
+    """Number of batches that differ from the undisturbed run, and of steps that occur twice."""
     lines = read_lines(workdir / "digests.jsonl")
     steps = [line["step"] for line in lines]
     wrong = sum(expected.get(line["step"]) != line["sha256"] for line in lines)
@@ -143,7 +143,7 @@ def wrong_digests(workdir: pathlib.Path, expected: dict[int, str]) -> int:
 
 
 def damaged(workdir: pathlib.Path) -> int:
-    """Checkpoints of a finished run that cannot be loaded."""
+    """Number of checkpoints of a finished run that cannot be loaded."""
     count = 0
     for step in checkpoint_steps(workdir):
         for raw in (False, True):

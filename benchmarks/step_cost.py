@@ -1,11 +1,11 @@
-"""What parts of a training step cost, beside the same step without them:
+"""The cost of parts of a training step, compared with the same step without them:
 
     python benchmarks/step_cost.py gabor [--size=128] [--batch_size=64] [--steps=5]
     python benchmarks/step_cost.py damage
     python benchmarks/step_cost.py adversary
 
 The whole step of `configs/small.py` (augmentation, AdamW and EMA included) on one resident batch;
-rounds of the variants alternate, and each is given its best round.
+rounds of the variants alternate, and each row is the best round.
 """
 
 import argparse

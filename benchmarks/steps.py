@@ -1,4 +1,4 @@
-"""What the benchmarks of the training step share: the project's own step, compiled, and a clock."""
+"""Shared by the benchmarks of the training step: the project's own compiled step, and a timer."""
 
 import contextlib
 import time
@@ -15,8 +15,8 @@ from mnv4_jax.training.step import Program
 
 
 def median_s(run, finish, *, rounds=5, repeats=1):
-    """Median seconds of one of `repeats` runs that are dispatched together and waited for."""
-    finish(run())  # what is compiled on first use
+    """Median seconds per run, of `repeats` runs that are dispatched together and then awaited."""
+    finish(run())  # compiles on first use
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -40,7 +40,7 @@ def config_for(batch_size, size, dtype="auto", model="mobilenetv4_conv_small"):
 
 
 def sized(name, size):
-    """What timm's `create_model` has to be told of the size: a vision transformer alone asks."""
+    """Arguments of timm's `create_model` for the size: only a vision transformer needs them."""
     return {"img_size": size} if name.startswith("vit_") else {}
 
 

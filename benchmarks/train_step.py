@@ -1,14 +1,14 @@
-"""One training step of the project against timm and PyTorch, in alternating rounds:
+"""Compares one training step of the project with timm and PyTorch, in alternating rounds:
 
     python benchmarks/train_step.py [--out=FILE.jsonl] [--sizes=128:64,224:32] [--rounds=5]
         [--model=vit_tiny_patch16_224]
 
-A resident batch, float32, no augmentation, no Gabor bank, each contender in a process of its own.
-Ours: forward, backward, clipping, AdamW and EMA, the guard against non-finite steps included. The
-peer's: the same without EMA and guard, which favours it. CPU seconds (of all threads, over the
-cores) stand beside the clock's: they hold on a machine that others use too. `mnv4_jax.main` keeps
-freed memory in the process (memory.py), so ours does here; PyTorch is timed as it comes in
-both layouts, and with that memory kept as well.
+A resident batch, float32, no augmentation, no Gabor bank, each program in its own process. Ours:
+forward, backward, clipping, AdamW and EMA, with the guard against non-finite steps. The peer's: the
+same without EMA and guard, which favours it. CPU seconds (of all threads, divided by the cores) are
+printed beside wall-clock times: they are meaningful on a machine with other load too.
+`mnv4_jax.main` keeps freed memory in the process (memory.py), so ours does here; PyTorch is timed
+with its defaults in both layouts, and also with memory kept.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""The static page in Chromium: from opening to ready, to the first answer, and pictures a second:
+"""Times the static page in Chromium: opening to ready, first answer, and pictures per second:
 
     python -m benchmarks.web [--site=FOLDER] [--rounds=5] [--pictures=64]
     python -m benchmarks.web --data=FOLDER     # what float16 storage costs on its Validation split
 
-Without --site it is built first. Each round is a new browser with an empty cache; pictures are
-drawn portraits of 128 px. The server on loopback is that of the standard library.
+Without --site the page is built first. Each round is a new browser with an empty cache; pictures
+are drawn portraits of 128 px. The server on loopback is that of the standard library.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def one_round(chromium: str, address: str, files: list[str]) -> tuple[float, flo
         page.set_input_files("#files", files[0])
         page.wait_for_selector("#rows .answer", timeout=60_000)
         first = time.perf_counter() - start
-        # Not in the time: the page's own copy for later, and its second worker.
+        # Not timed: the service worker's copy for offline use, and the second worker.
         page.evaluate("navigator.serviceWorker.ready.then(() => true)")
         page.set_input_files("#files", files[:4])
         expect(page.locator("#status")).to_have_text("4 done", timeout=60_000)

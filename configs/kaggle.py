@@ -3,7 +3,7 @@
     python -m mnv4_jax.main --config=configs/kaggle.py --workdir=runs/kaggle \
         --config.data.dir=path/to/Dataset
 
-Its Test split is damaged on purpose (blur, noise, JPEG), so this one trains on damage as well.
+Its Test split is damaged on purpose (blur, noise, JPEG), so this experiment trains with damage too.
 Expected result: not yet run.
 """
 
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 512
     config.train.learning_rate = 4e-3
     config.data.image_size = 224  # crops of 256
-    config.data.workers = 12  # an H100 outruns threads: docs/PERFORMANCE.md
+    config.data.workers = 12  # threads alone are too slow for an H100: docs/PERFORMANCE.md
     config.data.jpeg_prob = 0.5
     config.data.downscale_prob = 0.3
     config.augment.blur = 0.7

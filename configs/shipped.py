@@ -1,5 +1,5 @@
-"""The detector in the box: every family of fakes at hand, damaged as platforms do, and fakes made
-from photographs.
+"""The shipped detector: all available families of fakes, with damage as by platforms, and fakes
+made from photographs.
 
     python -m input_pipeline.prepare --faces --source=$MNV4_DATA/rvf10k \
         --out=$MNV4_DATA/rvf10k_faces
@@ -18,7 +18,7 @@ from configs import small
 SETS = (
     "dfdc_faces",
     "rvf10k",
-    "rvf10k_faces",  # the same pictures, framed as the sets below are
+    "rvf10k_faces",  # the same pictures, framed like the sets below
     "stylegan2_faces",
     "studio_gan_faces",
     "diffusion_faces",
@@ -28,11 +28,11 @@ SETS = (
 
 def get_config() -> ConfigDict:
     config = small.get_config()
-    root = os.environ.get("MNV4_DATA", "$MNV4_DATA")  # else main says that there is no such folder
+    root = os.environ.get("MNV4_DATA", "$MNV4_DATA")  # else main reports a missing folder
     config.data.dir = ",".join(f"{root}/{name}" for name in SETS)
     config.data.image_size = 128
     config.data.crop_pct = 0.8  # of 160 px: nothing is resampled
-    # Framing, sharpness and brightness differ between the sets, so all of them are drawn anew
+    # Framing, sharpness and brightness differ between the sets, so all of them are randomised
     # (python -m mnv4_jax.audit --config=configs/shipped.py).
     config.data.zoom = (0.6, 1.25)
     config.augment.brightness = 0.25

@@ -13,5 +13,5 @@ from mnv4_jax import defaults
 
 
 def get_config() -> ConfigDict:
-    """Every field with its default: they stand in `mnv4_jax/defaults.py`."""
+    """All fields with their defaults, from `mnv4_jax/defaults.py`."""
     return defaults.get_config()

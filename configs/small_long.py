@@ -1,4 +1,4 @@
-"""`small.py` for a GPU and as long as it helps: five times the epochs, and what keeps them honest.
+"""`small.py` for a GPU, as long as it helps: five times the epochs, and more regularisation.
 
     python -m mnv4_jax.main --config=configs/small_long.py --workdir=runs/rvf10k_long \
         --config.data.dir=$MNV4_DATA/rvf10k

@@ -1,4 +1,4 @@
-"""`small.py` without the Gabor bank: what the front end is worth.
+"""`small.py` without the Gabor bank, to see the effect of the front end.
 
     python -m mnv4_jax.main --config=configs/small_plain.py --workdir=runs/small_plain
 

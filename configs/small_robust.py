@@ -1,11 +1,11 @@
-"""`small.py` trained on attacked pictures: what to give to whoever expects an adversary.
+"""`small.py` trained on attacked pictures, for use against an adversary.
 
     python -m mnv4_jax.main --config=configs/small_robust.py --workdir=runs/robust \
         --config.data.dir=$MNV4_DATA/rvf10k
     python -m mnv4_jax.evaluate --checkpoint=runs/robust --data=$MNV4_DATA/rvf10k \
         --out=runs/robust/report --attack=1,2,4
 
-Result, and what it does not promise: docs/ROBUSTNESS.md.
+Result and limits: docs/ROBUSTNESS.md.
 """
 
 from ml_collections import ConfigDict

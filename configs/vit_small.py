@@ -1,10 +1,10 @@
-"""A small vision transformer from scratch, for whoever wants to compare: `small.py` is better.
+"""A small vision transformer from scratch, for comparison: `small.py` is better.
 
     python -m mnv4_jax.main --config=configs/vit_small.py --workdir=runs/vit_small \
         --config.data.dir=$MNV4_DATA/rvf10k
 
-A transformer has to learn from the pictures what a convolution knows beforehand, and a face set has
-few of them. What was tried, at an equal budget: docs/RESULTS.md, "A small vision transformer".
+A transformer must learn from the pictures what is built into a convolution, and a face set has few
+pictures. Results at an equal budget: docs/RESULTS.md, "A small vision transformer".
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The recipe of large pretrained detectors: a vision transformer of which a sliver is tuned.
+"""The recipe of large pretrained detectors: tunes a small part of a vision transformer.
 
 Only the scales and biases of its norms, and the head, are trained (after GenD, and
 LN-tuning, Basu et al., AAAI 2024). Weights come from timm:
@@ -8,7 +8,7 @@ LN-tuning, Basu et al., AAAI 2024). Weights come from timm:
     python -m mnv4_jax.main --config=configs/vit_tuned.py --workdir=runs/vit_tuned \
         --config.data.dir=$MNV4_DATA/rvf10k --config.model.init_from=runs/clip
 
-It was not run to its end on a CPU: 303 million parameters.
+It has 303 million parameters, and was not run to its end on a CPU.
 """
 
 from ml_collections import ConfigDict

@@ -1,15 +1,14 @@
-"""The recipe's experiments: trains what is missing, prints the table of docs/RESULTS.md.
+"""The recipe's experiments: trains missing runs, and prints the table of docs/RESULTS.md.
 
     python experiments/ablations.py --data=$MNV4_DATA --workdir=runs/ablations
     python experiments/ablations.py --data=$MNV4_DATA --workdir=runs/ablations --only=cpu_
 
-Choices are made by Validation; Test is printed for the rows that finished, and decides nothing.
-The rows "cpu_" take 12 minutes each on 2 cores, the long ones up to an hour. The others are hours
-on a CPU; on one H100 with 16 cores they took 17 minutes, six to eight at a time (--jobs), each
-stopped after 400 s, which cut the longest ones short.
+Choices are based on Validation; Test is printed for finished rows, and no choice depends on it. The
+rows "cpu_" take 12 minutes each on 2 cores, the long ones up to an hour. The others take hours on a
+CPU; on one H100 with 16 cores they took 17 minutes, six to eight at a time (--jobs), each stopped
+after 400 s, before the end of the longest ones.
 
-Most were run before today's defaults: what every row starts from is `THEN`, and what it names
-comes after.
+Most were run before today's defaults: every row starts from `THEN`, followed by its own fields.
 """
 
 import argparse
@@ -20,7 +19,7 @@ import subprocess
 import sys
 
 THEN = ["data.crop=native", "gabor.response=real"]
-WHOLE_PX = {"rvf10k": 256, "dfdc_faces": 224}  # and all of a picture was scored
+WHOLE_PX = {"rvf10k": 256, "dfdc_faces": 224}  # the whole picture was scored
 NOW = ["data.eval_image_size=0", "gabor.response=magnitude"]
 
 LIGHT = ["train.batch_size=128", "train.epochs=120", "train.eval_every_steps=375"]
@@ -46,7 +45,7 @@ HUNDRED = [
     "train.eval_every_steps=375",
 ]  # fmt: skip
 
-# name: (data set, what is set beyond configs/small.py and THEN, a trial of trials.py)
+# name: (data set, fields beyond configs/small.py and THEN, a trial of trials.py)
 EXPERIMENTS = {
     "rvf_20ep": ("rvf10k", ["data.image_size=128", "train.epochs=20"]),
     "f_rvf_20ep": ("rvf10k", ["data.image_size=224", "train.epochs=20"]),
@@ -134,7 +133,7 @@ def main():
 
 
 def train(name: str, args) -> None:
-    """Runs one experiment unless its metrics are there."""
+    """Runs one experiment unless its metrics exist."""
     data, fields, *trial = EXPERIMENTS[name]
     workdir = args.workdir / name
     if (workdir / "metrics.jsonl").exists():
@@ -150,7 +149,7 @@ def train(name: str, args) -> None:
         try:
             run.wait(args.seconds)
         except subprocess.TimeoutExpired:
-            run.terminate()  # it saves and leaves
+            run.terminate()  # it saves and exits
             run.wait()
 
 

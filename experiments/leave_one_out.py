@@ -1,11 +1,11 @@
-"""How a recipe does on a family of fakes that it has not seen: one run for each family left out.
+"""Tests a recipe on a family of fakes that it has not seen: one run for each family left out.
 
     python experiments/leave_one_out.py --data=$MNV4_DATA --workdir=runs/leave_one_out
 
 A cell is the AUC of the family's Validation fakes against the Validation photographs of all sets,
-after training on all other fakes and the Train photographs. Nothing is chosen by a Test split.
-700 steps of 64 take 10 to 20 minutes on one core; runs that are there are not made again, and the
-table is printed as far as it goes.
+after training on all other fakes and the Train photographs. No choice depends on a Test split.
+700 steps of 64 take 10 to 20 minutes on one core. Existing runs are not made again, and the table
+is printed with the finished cells.
 """
 
 import argparse
@@ -60,14 +60,14 @@ def main() -> None:
 
 
 def cell(recipe: str, family: str, args) -> None:
-    """Trains and scores one cell, unless its result is there."""
+    """Trains and scores one cell, unless its result exists."""
     workdir = folder_of(recipe, family, args)
     if (workdir / "left_out.json").exists():
         return
     sets = [one_class(args, s, "Fake") for f, s in FAMILIES.items() if f != family] + [
         one_class(args, s, "Real") for s in PHOTOGRAPHS
     ]
-    fields = dict(field.split("=", 1) for field in RECIPES[recipe])  # the last of a name counts
+    fields = dict(field.split("=", 1) for field in RECIPES[recipe])  # the last of a name wins
     command = [sys.executable, "-m", "mnv4_jax.main", "--config=configs/small.py"]
     command += [f"--workdir={workdir}", f"--config.data.dir={','.join(map(str, sets))}"]
     command += [
@@ -90,7 +90,7 @@ def folder_of(recipe: str, family: str, args) -> pathlib.Path:
 
 
 def one_class(args, name: str, label: str) -> pathlib.Path:
-    """A set of the pictures of one class of another, by links."""
+    """A set with the pictures of one class of another set, as links."""
     folder = args.workdir / "sets" / f"{name}_{label.lower()}"
     for split in ("Train", "Validation"):
         link = folder / split / label
@@ -101,7 +101,7 @@ def one_class(args, name: str, label: str) -> pathlib.Path:
 
 
 def score(workdir: pathlib.Path, family: str, args) -> dict[str, float]:
-    """{"auc", "false_alarms"}: of the family left out; photographs called fake at 0.5."""
+    """{"auc", "false_alarms"}: of the left-out family; share of photographs called fake at 0.5."""
     from sklearn.metrics import roc_auc_score
 
     from mnv4_jax.detector.detector import Detector

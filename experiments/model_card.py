@@ -1,8 +1,8 @@
-"""The figures of docs/MODEL_CARD.md: the detector in the box on the Test splits of its own sets.
+"""The figures of docs/MODEL_CARD.md: the shipped detector on the Test splits of its own sets.
 
     python experiments/model_card.py --data=$MNV4_DATA
 
-For reporting: nothing is chosen by these. Ten minutes on one core.
+Only for reporting: no choice depends on these. Takes ten minutes on one core.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""What training under attack gives and what it costs, at home and elsewhere, side by side.
+"""Gains and costs of adversarial training, on the training set and on other sets.
 
     python experiments/robustness.py --data=$MNV4_DATA --workdir=runs/robustness
 
-Every row is trained on `--home` at 128 px, once a seed, and judged on its Test: clean, attacked
-(fakes alone, the worst attack on each picture), damaged, and clean on the other sets. Runs and
-reports that are there are not made again; the table is printed as far as it goes, medians over
-seeds. A budget is whole 255ths: half a 255th does not survive the rounding of a file.
+Every row is trained on `--home` at 128 px, once per seed, and evaluated on its Test: clean,
+attacked (fakes alone, the worst attack on each picture), damaged, and clean on the other sets.
+Existing runs and reports are not made again; the table has the finished rows, with medians over
+seeds. A budget is in whole 255ths: half a 255th is lost when a file is rounded.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def run(method: str, budget: int, seed: int, args) -> None:
-    """Trains and judges a row for one seed, unless its reports are there."""
+    """Trains and evaluates a row for one seed, unless its reports exist."""
     workdir = folder_of(method, budget, seed, args)
     workdir.mkdir(parents=True, exist_ok=True)
     fields = {

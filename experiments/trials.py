@@ -1,8 +1,8 @@
-"""Trains with something the product does not have, to see whether it should.
+"""Trains with a method that the product does not have, to see whether it helps.
 
     python experiments/trials.py mixup --config=configs/small.py --workdir=runs/mixup [...]
 
-After the trial's name, arguments are those of `mnv4_jax.main`. Results: docs/RESULTS.md.
+The other arguments are those of `mnv4_jax.main`. Results: docs/RESULTS.md.
 
     mixup   pictures and labels of each batch blended with its reverse, Beta(0.2, 0.2)
             (Zhang et al., arXiv:1710.09412)
@@ -10,15 +10,15 @@ After the trial's name, arguments are those of `mnv4_jax.main`. Results: docs/RE
             (Yun et al., arXiv:1905.04899)
     sam     gradients at the weights' worst neighbour within 0.05: two passes a step
             (Foret et al., arXiv:2010.01412)
-    blended self-supervised: whatever the labels say, half of the pictures get a patch of
-            themselves, moved, blurred and in another light, and the network has to tell which; go
-            on from its weights with model.init_from (after Shiohara and Yamasaki, arXiv:2204.08376)
+    blended self-supervised: ignores the labels; half of the pictures get a patch of themselves,
+            moved, blurred and in another light, and the network has to find which; then start from
+            its weights with model.init_from (after Shiohara and Yamasaki, arXiv:2204.08376)
     late    the network with a first stage that does not halve the resolution: four times the
             positions from there on, and four times the work
     apart   under train.adversary, attacked pictures have BatchNorm statistics of their own, which
             are not kept: the running ones are those of clean pictures (after Xie et al.,
             arXiv:1911.09665)
-    look    a 3x3 convolution to 16 channels, BatchNorm and ReLU before the stem halves anything
+    look    a 3x3 convolution to 16 channels, BatchNorm and ReLU at full resolution before the stem
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ def paste(images, others, key):
 
 
 def sharpness_aware(model, batch, key, *, plain):
-    """The objective `plain` where it is largest within SAM_RADIUS, to first order."""
+    """The objective `plain` at its largest value within SAM_RADIUS, to first order."""
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
 
     def at(params):
@@ -83,7 +83,7 @@ def sharpness_aware(model, batch, key, *, plain):
 
 
 def blended(model, batch, key, *, plain):
-    """`plain` on pictures half of which are blended with themselves: 0 these, 1 the rest."""
+    """`plain` on pictures of which half are blended with themselves: label 0 for these, else 1."""
     made_key, patch_key = jax.random.split(key)
     images = batch["image"]
     labels = jax.random.bernoulli(made_key, shape=(len(images),)).astype(jnp.int32)
@@ -132,7 +132,7 @@ class LookingFirst(MobileNetV4):
 
 
 def install(trial: str) -> None:
-    """Puts the trial in the place of what the product does."""
+    """Replaces parts of the product by the trial."""
     if trial == "late":
         plain = VARIANTS["mobilenetv4_conv_small"]
         first = plain.stages[0].replace("_s2_", "_s1_")

@@ -1,8 +1,8 @@
-"""Does it pay to look at a test picture several times? Prints the table of docs/RESULTS.md.
+"""Tests whether scoring several views of a picture helps. Prints the table of docs/RESULTS.md.
 
     python experiments/views.py --checkpoint=runs/rvf10k_long --data=$MNV4_DATA/rvf10k
 
-Logits of the views are averaged. All of them are as large as a training crop, but for the whole
+Logits of the views are averaged. All views are as large as a training crop, except the whole
 picture.
 """
 

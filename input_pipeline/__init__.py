@@ -1,1 +1,1 @@
-"""From files to uint8 batches: knows pixels, knows no model."""
+"""From files to uint8 batches. Deals with pixels, not with models."""

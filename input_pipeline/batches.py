@@ -1,8 +1,8 @@
-"""Batches of uint8 pictures in an order that depends on nothing but the seed.
+"""Batches of uint8 pictures in an order that depends only on the seed.
 
-One integer is the position in the data: example number `k * batch_size + row` of a run is the same,
-crop and damage included, on any number of processes, threads or workers, however often the run was
-interrupted (DESIGN.md, decision 5).
+One integer is the position in the data. Example number `k * batch_size + row` of a run, with its
+crop and damage, is always the same: for any number of processes, threads or workers, however often
+the run was interrupted (DESIGN.md, decision 5).
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from input_pipeline.sources import Source
 Batch = dict[str, np.ndarray]
 OnBad = Callable[[str, str], None]
 
-# A training picture is replaced by the next one; so many unreadable in a row are no accident.
+# An unreadable training picture is replaced by the next one, but not this many in a row.
 _MAX_BAD_IN_A_ROW = 1000
 
 
@@ -44,8 +44,8 @@ class Batches:
 
     def __next__(self) -> Batch:
         batch, bad = next(self._iterator)
-        # Bad pictures travel with their batch, so that they are reported here, in the caller's own
-        # thread and process, whoever decoded them; a run that is repeated reports the same.
+        # Bad pictures come with their batch, so they are reported here, in the caller's thread and
+        # process, whichever worker decoded them. A repeated run reports the same pictures.
         for name, reason in bad:
             if self._on_bad and name not in self._reported:
                 self._on_bad(name, reason)
@@ -83,18 +83,19 @@ def train_batches(
         batch_size: of the global batch; this process gets rows [p*b, (p+1)*b), b = batch_size /
             process_count.
         seed: of the order, the crops and the damage; 0 to 2**32 - 1.
-        start: number of the first global batch to give.
+        start: number of the first global batch to yield.
         process_index, process_count: this process among those that share the run.
-        on_bad: told (id, reason) once for each picture that cannot be read; the next picture of the
-            source takes its place.
-        slots: where decoded pictures are kept; the batches are the same without.
-        resident: give where crops lie in `slots`, which must be complete, instead of their pixels:
-            "crop" [b, 3] int32 (index, top, left) for "image". Not with `zoom` or `blended`.
+        on_bad: called once with (id, reason) for each picture that cannot be read; the next picture
+            of the source replaces it.
+        slots: where decoded pictures are kept; the batches are the same without it.
+        resident: yield the positions of crops in `slots`, which must be complete, instead of their
+            pixels: "crop" [b, 3] int32 (index, top, left) instead of "image". Not with `zoom` or
+            `blended`.
 
     Returns:
         Batches of "image" [b, S, S, 3] uint8, "label" [b] int32, "position" [b] uint32 (k *
-        batch_size + row), "index" [b] int32 (in the source). A UserError from the iterator: nothing
-        there can be read.
+        batch_size + row), "index" [b] int32 (in the source). The iterator raises UserError if too
+        many pictures in a row cannot be read.
     """
     rows = _rows(batch_size, process_count)
     if isinstance(source, mixtures.Mixture):
@@ -133,10 +134,10 @@ def eval_batches(
     """Every picture exactly once over all processes, in the source's order, undamaged.
 
     Same arguments and keys as `train_batches`; images have side `evaluation_side`. "mask" [b] bool
-    is False where there is no picture: past the end (index -1), unreadable, or refused. "refused"
-    [b] int32 says why the last: the shorter side in px of a picture that has fewer than `least_px`,
-    `ONE_COLOUR` of a picture whose middle has only one; 0 of others. `least_px` 0 refuses nothing.
-    All processes get the same number of batches.
+    is False for a row without a picture: past the end (index -1), unreadable, or refused. "refused"
+    [b] int32 is the reason for the last case: the shorter side in px if it is below `least_px`,
+    `ONE_COLOUR` if the middle of the picture has only one colour; otherwise 0. `least_px` 0 refuses
+    nothing. All processes get the same number of batches.
     """
     size = evaluation_side(data_config)
     rows = _rows(batch_size, process_count)
@@ -154,26 +155,26 @@ def eval_batches(
 
 
 def shorter_side(data_config) -> int:
-    """px that a picture's shorter side is scaled to before the crop; see `transforms.Transform`."""
+    """The px that a picture's shorter side is scaled to before the crop; see `transforms`."""
     if data_config.crop == "resize":
         return round(data_config.image_size / data_config.crop_pct)
     return data_config.max_px
 
 
 def evaluation_side(data_config) -> int:
-    """px of the pictures that are scored: by default those of training.
+    """Side in px of the pictures that are scored: by default that of training.
 
-    More of a picture is not better: the maps of the last stage get another size, padding another
-    share of them, and what is fake another mean (docs/RESULTS.md).
+    A larger part of a picture is not better: the maps of the last stage get another size, the share
+    of padding in them changes, and so does the mean for fakes (docs/RESULTS.md).
     """
     return data_config.eval_image_size or data_config.image_size
 
 
 class _Memory:
-    """Pixels of batches, in memory that is used again when the last holder of a batch lets go.
+    """Pixels of batches, in memory that is reused when nothing refers to the batch any more.
 
     Fresh memory for every batch costs a third of the throughput on a virtual machine: the kernel
-    hands it out page by page, under a lock that all threads share.
+    allocates it page by page, under a lock that all threads share.
     """
 
     def __init__(self, shape: tuple[int, ...]):
@@ -186,8 +187,8 @@ class _Memory:
             memory = self._spare.pop()
         except IndexError:
             memory = mmap.mmap(-1, max(1, int(np.prod(self.shape))))
-        # Every view of `flat`, and what JAX makes of one without copying, keeps `flat` alive. That
-        # needs an owner that is no ndarray: a view of a view would refer to the owner instead.
+        # Every view of `flat`, and every JAX array made from one without a copy, keeps `flat`
+        # alive. So its base must not be an ndarray: a view of a view would refer to that instead.
         flat = np.frombuffer(memory, np.uint8, int(np.prod(self.shape)))
         weakref.finalize(flat, self._spare.append, memory).atexit = False
         return flat.reshape(self.shape)
@@ -203,7 +204,7 @@ class _LoadTrain:
     batch_size: int
     first_row: int
     rows: int
-    blended: float  # share of the fakes that are made of real pictures
+    blended: float  # share of the fakes that are made from real pictures
     reals: np.ndarray  # [R] indices of the real pictures
     slots: Slots | None
     resident: bool
@@ -246,8 +247,8 @@ class _LoadTrain:
         return {"image": images, **batch}, bad
 
     def _squares(self, indices: np.ndarray, bad: list) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-        """(sides [b], {row: square} of those that have no slot yet); a picture that cannot be read
-        gives its place in `indices` to the next that can."""
+        """(sides [b], {row: square} of those without a slot). In `indices`, replaces a picture that
+        cannot be read by the next readable one."""
         sides = self.slots.sides(indices) if self.slots else np.zeros(self.rows, np.int64)
         decoded = {}
         for row in np.flatnonzero(sides == 0).tolist():
@@ -323,7 +324,7 @@ def _rows(batch_size: int, process_count: int) -> int:
 
 
 def eval_transform(data_config) -> transforms.Transform:
-    """Reads nothing that only training needs: a checkpoint's config may be older than a field."""
+    """Reads no field that only training needs: an older checkpoint's config may lack it."""
     return transforms.Transform(
         size=evaluation_side(data_config),
         shorter_px=shorter_side(data_config),
@@ -332,7 +333,7 @@ def eval_transform(data_config) -> transforms.Transform:
 
 
 def _train_transform(data_config) -> transforms.Transform:
-    # A plain object: a ConfigDict takes microseconds a look-up, several a picture.
+    # A plain object: a ConfigDict takes microseconds per look-up, several times per picture.
     return transforms.Transform(
         size=data_config.image_size,
         shorter_px=shorter_side(data_config),
@@ -342,19 +343,19 @@ def _train_transform(data_config) -> transforms.Transform:
 
 
 def _cores() -> int:
-    """That this process may use: fewer than the machine has under taskset or SLURM."""
+    """The cores that this process may use; under taskset or SLURM fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _iterate(batches: grain.MapDataset, data_config) -> grain.DatasetIterator:
-    """Loads batches ahead of the caller: one batch a thread, and one waiting for each."""
-    # More threads than cores are slower: they queue for the GIL (docs/PERFORMANCE.md). At most 16:
-    # every one holds two batches.
+    """Loads batches ahead of the caller, one batch per thread."""
+    # More threads than cores are slower: they queue for the GIL (docs/PERFORMANCE.md). At most 16,
+    # since each holds two batches.
     threads = data_config.threads or max(1, min(_cores(), 16) // max(1, data_config.workers))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)
     dataset = batches.to_iter_dataset(read_options=options)
     if data_config.workers:
-        if not flags.FLAGS.is_parsed():  # Grain's workers read some; only `main` parses any
+        if not flags.FLAGS.is_parsed():  # Grain's workers read flags; only `main` parses them
             flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(data_config.workers, per_worker_buffer_size=1)
         dataset = dataset.mp_prefetch(workers)

@@ -1,8 +1,8 @@
-"""Fakes made from photographs while training: a picture blended with a changed copy of itself, or
-sent through what a generator's up-sampling does to pixels.
+"""Makes fakes from photographs during training: blends a picture with a changed copy of itself, or
+imitates the artefacts of a generator's upsampling.
 
 Blending follows the idea of self-blended images (Shiohara and Yamasaki, CVPR 2022): a detector that
-has to find where two versions of one picture meet learns about no generator in particular.
+must find where two versions of one picture meet does not depend on any particular generator.
 """
 
 import cv2
@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 
 _RECONSTRUCTED = 0.3  # share; the others are blended
-# Centre (x, y) and half axes of what may be exchanged, by the side of a crop around a face.
+# Centre (x, y) and half axes of regions to exchange, as shares of the side of a face's crop.
 _REGIONS = (
     (0.50, 0.52, 0.32, 0.40),  # the face
     (0.50, 0.70, 0.20, 0.12),  # the mouth
@@ -23,7 +23,7 @@ _OPACITIES = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
 
 
 def make_fake(pixels: np.ndarray, rng: np.random.Generator) -> None:
-    """Makes a fake of a face, in place.
+    """Turns a face into a fake, in place.
 
     Args:
         pixels: [S, S, 3] uint8, a crop with the face in its middle.
@@ -36,7 +36,7 @@ def make_fake(pixels: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def blend(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[S, S, 3] uint8: `pixels` with a changed copy of it inside a soft mask, or the other way."""
+    """[S, S, 3] uint8: `pixels` with a changed copy of it inside a soft mask, or vice versa."""
     changed = _other_look(_moved(pixels, rng), rng)
     inside, outside = (changed, pixels) if rng.random() < 0.5 else (pixels, changed)
     share = mask(pixels.shape[0], rng)[..., None] * rng.choice(_OPACITIES)
@@ -57,13 +57,13 @@ def mask(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def reconstruct(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[S, S, 3] uint8: made small, and large again as generators do: by repeating pixels, or by
-    zeros between them and a convolution.
+    """[S, S, 3] uint8: downscaled, then upscaled as generators do: by repeating pixels, or by
+    inserting zeros between them and convolving.
     """
     size = pixels.shape[0]
     small_size = max(4, round(size / rng.choice((1.5, 2.0, 3.0))))
     small = cv2.resize(pixels, (small_size, small_size), interpolation=cv2.INTER_AREA)
-    # A border that is cut off again: convolving zeros at the edge would leave a frame.
+    # Add a border and cut it off at the end: convolving zeros at the edge would leave a frame.
     small = cv2.copyMakeBorder(small, *[_BORDER_PX] * 4, cv2.BORDER_REPLICATE)
     large = small.astype(np.float32)
     taps = ((1, 2, 1), (1, 3, 3, 1), None)[rng.integers(3)]
@@ -76,14 +76,14 @@ def reconstruct(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             continue
         spread = np.zeros((n, n, 3), np.float32)
         spread[::2, ::2] = 4 * large
-        # Taps that are not quite right leave the checkerboard of a transposed convolution.
+        # Slightly wrong taps leave the checkerboard of a transposed convolution.
         line = np.asarray(taps, np.float32) * rng.uniform(0.97, 1.03, len(taps))
         line = (line / line.sum()).astype(np.float32)
         large = cv2.filter2D(spread, -1, np.outer(line, line), borderType=cv2.BORDER_REFLECT)
     large = large[border:-border, border:-border]
     if large.shape[0] != size:
         large = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
-    # Generators sharpen what they enlarge; without this only blur would tell.
+    # Generators also sharpen. Without this step, blur alone would reveal the fake.
     soft = cv2.GaussianBlur(large, (0, 0), rng.uniform(0.6, 1.2))
     large = large + rng.uniform(0.2, 0.7) * (large - soft)
     return np.clip(np.rint(large), 0, 255).astype(np.uint8)
@@ -110,7 +110,7 @@ def _moved(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _other_look(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Other colours, and another sharpness or compression: at least one of them."""
+    """Changes colours, sharpness or compression: at least one of them."""
     what = rng.random(3) < 0.6
     what[rng.integers(3)] = True
     if what[0]:
@@ -130,13 +130,13 @@ def _other_look(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _smooth_noise(size: int, rng: np.random.Generator) -> np.ndarray:
-    """[size, size] float32 in about [-1, 1] that varies over a fifth of the side."""
+    """[size, size] float32 noise in about [-1, 1] that varies over a fifth of the side."""
     coarse = rng.uniform(-1, 1, (6, 6)).astype(np.float32)
     return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def _down_and_up(pixels: np.ndarray, factor: float) -> None:
-    """Loses detail in place, as a platform that shrinks pictures does. factor: (0, 1)."""
+    """Removes detail in place, as a platform that downscales pictures does. factor: (0, 1)."""
     size = max(1, round(pixels.shape[0] * factor))
     small = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
     cv2.resize(small, pixels.shape[1::-1], dst=pixels, interpolation=cv2.INTER_CUBIC)

@@ -1,4 +1,4 @@
-"""Where what is made once and used again is kept: the demo set, XLA's programs, C++ kernels."""
+"""The cache folder, for the demo set, XLA's programs, C++ kernels and decoded pictures."""
 
 import os
 import pathlib
@@ -11,9 +11,9 @@ def root() -> pathlib.Path:
 
 
 def why_not_writable(folder: str | os.PathLike) -> str | None:
-    """Why no file can be made in `folder`, or None where one can; makes the folder.
+    """Why no file can be made in `folder`, or None if one can; makes the folder.
 
-    By making one: permissions bind not everybody, and a file system may be read-only.
+    Tests by making a file: permissions do not bind every user, and a file system may be read-only.
     """
     try:
         os.makedirs(folder, exist_ok=True)

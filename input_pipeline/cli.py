@@ -1,6 +1,6 @@
-"""What every command line of the project shares: errors of one line, and their exit status.
+"""Shared by all command lines of the project: one-line errors and their exit status.
 
-It lives here because `input_pipeline` stands apart and has a command of its own.
+It is here because `input_pipeline` imports nothing of `mnv4_jax` and has commands of its own.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _CURES = {
 
 
 class UserError(Exception):
-    """Something the user can put right; one line: what, where, what would be right."""
+    """An error that the user can fix; one line: what, where, what would be right."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -39,7 +39,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def _say(line: str) -> None:
-    """In one piece: `print` writes a line and its end apart, and other threads write between."""
+    """Writes the line at once: `print` writes it and its newline separately, and other threads may
+    write between."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
@@ -58,7 +59,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         _say(f"error: {error.strerror}{where}: {_CURES[error.errno]}")
         status = 2
         if error.errno in _FULL:
-            # What else is written at the exit would fail as well, at length.
+            # Other output at exit would fail as well, with long messages.
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
             os._exit(status)

@@ -1,4 +1,4 @@
-"""C++ that the machine's own compiler builds when it is first needed, kept under MNV4_CACHE."""
+"""Compiles C++ on first use with the machine's own compiler; keeps the result under MNV4_CACHE."""
 
 import atexit
 import hashlib
@@ -23,12 +23,12 @@ _BUILDING = threading.Lock()
 def library(
     source: pathlib.Path, *, include: Sequence[str] = (), version: str = ""
 ) -> pathlib.Path:
-    """The shared library of one C++ file, compiled in a few seconds unless it is kept from before.
+    """The shared library of one C++ file; compiles it in a few seconds unless it is in the cache.
 
     Args:
         source: the file.
         include: folders of headers.
-        version: of what the headers belong to; another version is another library.
+        version: the version of the headers; another version gives another library.
 
     Raises:
         OSError: no compiler. subprocess.SubprocessError: it failed, or took too long.
@@ -42,7 +42,7 @@ def library(
     path = folder / f"{name}.so"
     with _BUILDING:
         if not path.exists():
-            if cache.why_not_writable(folder):  # for this process alone then
+            if cache.why_not_writable(folder):  # then for this process alone
                 folder = pathlib.Path(tempfile.mkdtemp(prefix="mnv4_kernels_"))
                 atexit.register(shutil.rmtree, folder, ignore_errors=True)
                 path = folder / path.name
@@ -57,11 +57,11 @@ def _compile(command: Sequence[str], path: pathlib.Path) -> None:
         built = pathlib.Path(scratch, path.name)
         command = [*command, "-o", os.fspath(built)]
         subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
-        os.replace(built, path)  # whole or not at all, whichever other process is building it
+        os.replace(built, path)  # atomic, as other processes may build it too
 
 
 def _processor() -> str:
-    """What -march=native depends on; a cache folder may be shared between machines."""
+    """The processor, on which -march=native depends: machines may share a cache folder."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         return "".join(line for line in lines[:40] if line.startswith(("model", "flags", "Feat")))

@@ -12,34 +12,34 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError, features
 
-# Larger pictures are refused before they take memory: 128 Mi pixels are 400 MB as RGB, and more
+# Larger pictures are refused before they take memory. 128 Mi pixels are 400 MB as RGB, and more
 # than the 108 megapixels of today's phones.
 MAX_PIXELS = 2**27
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 HAS_AVIF = bool(features.check("avif"))  # from Pillow 11.3 on
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None  # extra `heif`
-# What a file may really hold, whatever its name says. Pillow opens more, some through other
-# programs (EPS runs Ghostscript).
+# The allowed formats of a file's content, whatever its name. Pillow opens more formats, some with
+# other programs (EPS runs Ghostscript).
 _FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]  # MPO is opened as JPEG
 _FORMATS += ["AVIF"] * HAS_AVIF
 _ORIENTATION = 0x0112
 
 
 class DecodeError(Exception):
-    """A picture that cannot be had whole. The message is the reason, without the file's name."""
+    """A picture cannot be decoded completely. The message is the reason without the file's name."""
 
 
 def decode(data: bytes) -> np.ndarray:
     """Decodes one picture.
 
-    Rotated as its EXIF orientation says. Grey, palette and CMYK become RGB, 16 bits a channel are
-    scaled to 8, transparency is laid over white, an animation or a file of several pages gives its
-    first.
+    Applies the EXIF orientation. Grey, palette and CMYK become RGB; 16 bits per channel are scaled
+    to 8; transparent pictures are laid over white; an animation gives its first frame, a file of
+    several pages its first page.
 
     Args:
         data: the content of a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file, or of a HEIC file where
-            pillow-heif is installed; whatever its name said.
+            pillow-heif is installed; the file's name does not matter.
 
     Returns:
         [H, W, 3] uint8, RGB.
@@ -52,15 +52,15 @@ def decode(data: bytes) -> np.ndarray:
         if data[:3] == b"\xff\xd8\xff":
             height, width, components, has_exif = _jpeg_header(data)
             _check_size(height, width)
-            if components in (1, 3):  # CMYK, and what has no header that we see, is Pillow's
+            if components in (1, 3):  # Pillow decodes CMYK, and files with an unknown header
                 pixels = simplejpeg.decode_jpeg(data)
                 return _upright(pixels, data) if has_exif else pixels
         return _decode_other(data)
     except DecodeError:
         raise
-    except UnidentifiedImageError as error:  # its own message names an object in memory
+    except UnidentifiedImageError as error:  # its message names an object in memory
         raise DecodeError(f"no {', '.join(_FORMATS)} file" if data else "empty file") from error
-    except Exception as error:  # codecs raise all sorts: OSError, ValueError, SyntaxError, zlib's…
+    except Exception as error:  # codecs raise many types: OSError, ValueError, SyntaxError, zlib's…
         raise DecodeError(str(error) or type(error).__name__) from error
 
 
@@ -73,7 +73,7 @@ def _decode_other(data: bytes) -> np.ndarray:
     with _open(data) as image:
         _check_size(image.height, image.width)
         image.load()  # raises where the file is cut short
-        # Asked now: what loading has turned upright already, as with TIFF, no longer says so.
+        # Read it after loading: loading already rotates some (TIFF) and then removes the tag.
         orientation = image.getexif().get(_ORIENTATION, 1)
         if image.format == "PNG" and data[24] == 16:  # bit depth, in the IHDR chunk
             return _rotate(_decode_png16(data), orientation)
@@ -92,7 +92,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """[H, W, 3] uint8 of a Pillow picture of any mode; what is transparent becomes white."""
+    """[H, W, 3] uint8 of a Pillow picture of any mode; transparent parts become white."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -106,7 +106,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _decode_png16(data: bytes) -> np.ndarray:
-    """[H, W, 3] uint8 of a PNG with 16 bits a channel, which Pillow clips (grey) or cuts (RGB)."""
+    """[H, W, 3] uint8 of a 16-bit PNG, whose values Pillow clips (grey) or truncates (RGB)."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) / np.float32(65535)
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[:, :, None], 3, axis=2)
@@ -117,10 +117,10 @@ def _decode_png16(data: bytes) -> np.ndarray:
 
 
 def _jpeg_header(jpeg: bytes) -> tuple[int, int, int, bool]:
-    """(height, width, components, whether there is EXIF), from what comes before the pixels.
+    """(height, width, components, whether there is EXIF), from the segments before the pixels.
 
-    A walk over the half dozen segments, 3 us. A codec's own header parser costs as much again, and
-    gives up the GIL, for which a thread then queues; Pillow takes as long as half the decoding.
+    Walks over the half dozen segments in 3 us. A codec's own header parser costs as much again, and
+    releases the GIL, for which the thread then queues; Pillow takes half as long as decoding.
 
     Returns components=0 if the header is non-standard; the size is then unreliable.
     """
@@ -150,7 +150,7 @@ def _upright(pixels: np.ndarray, data: bytes) -> np.ndarray:
 
 
 def _rotate(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undoes an EXIF orientation, 1 to 8; another number counts as 1 (upright)."""
+    """Undoes an EXIF orientation, 1 to 8; any other number counts as 1 (upright)."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):

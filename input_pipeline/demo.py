@@ -1,10 +1,10 @@
 """The demo set: portraits drawn by code, half of them with the face of somebody else swapped in.
 
-Nothing is downloaded and nobody is depicted. A fake is made as face swaps are: the facial region of
+Nothing is downloaded and nobody is depicted. A fake is made like a face swap: the facial region of
 another person, in another light, is warped onto the landmarks of the target, matched in colour and
-blended softly. What gives it away is that face (its skin, its light, its proportions), not that
-something was done to the picture: most real ones get a sham swap, their own face warped and blended
-back, and both classes go through the same camera: resampling, noise, JPEG.
+blended softly. The sign of a fake is that face (its skin, its light, its proportions), not the
+editing: most real pictures get a sham swap, which warps their own face and blends it back, and both
+classes go through the same camera: resampling, noise, JPEG.
 
     python -m input_pipeline.demo --sheet=FILE.png
 
@@ -33,7 +33,7 @@ from input_pipeline.demo_set import people, portraits
 VERSION = "demo-5"  # raise it whenever a pixel of the set changes: it names the cached folder
 SEED = 0
 SPLITS = {"Train": range(0, 1600), "Validation": range(1600, 1800), "Test": range(1800, 2000)}
-# glibc would hand every array of a picture back to the system: a third of the time, 18 ms for 12.
+# Otherwise glibc returns every array to the system, and a picture takes 18 ms instead of 12.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "268435456"}
 CLASSES = ("Fake", "Real")
 CAST_BLOCK = 200  # pictures that share one cast, so that no person is in two splits
@@ -42,7 +42,7 @@ SHAM_SHARE = 0.7  # of the real pictures
 
 
 def draw(seed: int, index: int) -> tuple[np.ndarray, int]:
-    """Picture `index` of the set `seed`, from these two numbers alone.
+    """Draws picture `index` of the set `seed`; depends on these two numbers only.
 
     Returns:
       The picture, uint8 [128, 128, 3] RGB, and its label: 0 fake, 1 real.
@@ -52,7 +52,7 @@ def draw(seed: int, index: int) -> tuple[np.ndarray, int]:
 
 
 def draw_jpeg(seed: int, index: int) -> tuple[bytes, int]:
-    """As `draw`, but the JPEG file that `ensure_demo` writes."""
+    """Like `draw`, but returns the JPEG file that `ensure_demo` writes."""
     label = index % 2
     rng = np.random.default_rng((seed, index))
     number, other = rng.choice(CAST_SIZE, 2, replace=False)
@@ -76,7 +76,7 @@ def _member(seed: int, index: int, number: int) -> people.Person:
 
 def _swap(source: portraits.Portrait, target: portraits.Portrait, rng) -> np.ndarray:
     """The facial region of `source` in place of the target's: [128, 128, 3] float32."""
-    # A detector is off by half a pixel or so; with it, a sham is resampled as a swap is.
+    # A landmark detector is off by about half a pixel. So a sham is resampled too, like a swap.
     found = source.landmarks + rng.normal(0, 0.6, source.landmarks.shape).astype(np.float32)
     warp = _affine(found, target.landmarks)
     size = (portraits.SIZE_PX, portraits.SIZE_PX)
@@ -115,9 +115,9 @@ def _camera(image: np.ndarray, rng: np.random.Generator) -> bytes:
 def ensure_demo(cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
     """The demo set as a folder `{Train,Validation,Test}/{Fake,Real}/*.jpg`; drawn if not there.
 
-    It lies in `cache_dir`, or `$MNV4_CACHE`, or `~/.cache/mnv4_jax`. It is drawn beside that place
-    and renamed at the end: an interrupted drawing leaves nothing behind that could be taken for the
-    set, and of two processes that draw at once the first to end wins.
+    It is in `cache_dir`, or `$MNV4_CACHE`, or `~/.cache/mnv4_jax`. It is drawn in a temporary
+    folder there, which is renamed at the end: an interrupted drawing cannot be mistaken for the
+    set. If two processes draw at once, the first to finish wins.
     """
     folder = pathlib.Path(cache_dir or cache.root()).expanduser() / VERSION
     if folder.is_dir():
@@ -141,7 +141,7 @@ def ensure_demo(cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
 
 
 def _draw_all(folder: pathlib.Path) -> None:
-    """Draws every split into `folder`, in one process a core."""
+    """Draws every split into `folder`, with one process per core."""
     files = {}
     for split, indices in SPLITS.items():
         for name in CLASSES:
@@ -155,7 +155,7 @@ def _draw_all(folder: pathlib.Path) -> None:
         for k in range(count):
             code = f"from input_pipeline import demo; demo._work({k}, {count}, {len(files)})"
             command = [sys.executable, "-c", code]
-            # In a session of its own, Ctrl-C interrupts the parent alone; it ends them below.
+            # In a session of their own, so that Ctrl-C interrupts only the parent, which ends them.
             worker = subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,
@@ -163,7 +163,7 @@ def _draw_all(folder: pathlib.Path) -> None:
                 env=os.environ | KEEP_MEMORY,
             )
             workers.append(worker)
-        console = rich.console.Console(stderr=True)  # standard output may be somebody's JSON
+        console = rich.console.Console(stderr=True)  # standard output may carry JSON
         for number in rich.progress.track(
             range(len(files)),
             "Drawing the demo set",
@@ -181,7 +181,7 @@ def _draw_all(folder: pathlib.Path) -> None:
 
 
 def _work(start: int, step: int, stop: int) -> None:
-    """In a child process: writes (index, JPEG) for every `step`-th picture to standard output."""
+    """Runs in a child process: writes (index, JPEG) of every `step`-th picture to stdout."""
     cv2.setNumThreads(1)
     for index in range(start, stop, step):
         pickle.dump((index, draw_jpeg(SEED, index)[0]), sys.stdout.buffer)
@@ -189,7 +189,7 @@ def _work(start: int, step: int, stop: int) -> None:
 
 
 def _sheet(columns: int = 9, rows: int = 4) -> np.ndarray:
-    """Rows of real and of fake pictures in turn, uint8 RGB."""
+    """Alternating rows of real and fake pictures, uint8 RGB."""
     lines = []
     for row in range(rows):
         indices = [2 * (columns * (row // 2) + k) + 1 - row % 2 for k in range(columns)]

@@ -1,6 +1,6 @@
-"""Ray, which schedules, retries and spills: started on this machine, or joined by address.
+"""Starts Ray on this machine, or joins a cluster by address. Ray schedules, retries and spills.
 
-An extra: `pip install -e '.[ray]'`. Nothing else in the project starts or stops it.
+Ray is an extra: `pip install -e '.[ray]'`. Nothing else in the project starts or stops it.
 """
 
 import collections
@@ -14,9 +14,9 @@ from types import ModuleType
 
 from input_pipeline.cli import UserError
 
-_ANSWER_S = 10.0  # within which an address has to take a connection
-# Ray would take 30% of the memory for objects; what waits between decoding and scoring is bounded
-# by far less.
+_ANSWER_S = 10.0  # time limit for an address to accept a connection
+# Ray would take 30% of the memory for objects; the queue between decoding and scoring needs far
+# less.
 _OBJECT_STORE_BYTES = 1 << 30
 
 
@@ -34,18 +34,18 @@ def require() -> ModuleType:
 def running(
     address: str | None, *, cpus: int | None = None, object_store_bytes: int = _OBJECT_STORE_BYTES
 ) -> Iterator[ModuleType]:
-    """Ray, ready for tasks; left again at the end.
+    """Ray, ready for tasks; disconnects at the end.
 
     Args:
         address: HOST:PORT of a cluster's head, or "auto": the cluster this machine is part of;
-            None: Ray is started on this machine alone and stopped at the end.
-        cpus: that a Ray of this machine may use; None: all that this process may.
-        object_store_bytes: shared memory of a Ray of this machine; what is more goes to the disk.
+            None: start Ray on this machine alone and stop it at the end.
+        cpus: the cores that a Ray of this machine may use; None: all that this process may use.
+        object_store_bytes: shared memory of a Ray of this machine; the rest spills to disk.
 
     Raises:
         UserError: Ray is not installed, or nothing answers at `address`.
     """
-    # Before Ray is imported: nothing is reported to anyone.
+    # Before Ray is imported: turns off its usage reports.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = require()
     if address is not None:
@@ -74,17 +74,17 @@ def running(
 
 
 def quiet() -> None:
-    """Ray Data reports by progress bars and log lines of its own: only warnings are kept."""
+    """Silences Ray Data's own progress bars and log lines, except errors."""
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    # Of max_retries, which has no other name yet.
+    # The warning is about max_retries, which cannot be set in any other way yet.
     warnings.filterwarnings("ignore", "`ray_remote_args`", DeprecationWarning)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _check(address: str) -> None:
-    """Whether something answers at `address`: Ray itself would try for a minute and more."""
+    """Checks that something answers at `address`: Ray itself would try for over a minute."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -103,7 +103,7 @@ def _check(address: str) -> None:
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """The UserError that a task of Ray raised, out of what Ray made of it; None: another error."""
+    """The UserError that a task raised, unwrapped from Ray's error; None for any other error."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -116,16 +116,16 @@ def user_error(error: BaseException | None) -> UserError | None:
 def in_order(
     ray: ModuleType, task: Callable, calls: Iterable[tuple], *, ahead: int | None = None
 ) -> Iterator:
-    """What `task` returns for each call, in order; a bounded number of them at a time, so that
+    """Yields what `task` returns for each call, in order. Limits the calls in flight, so that
     neither arguments nor results pile up.
 
     Args:
-        task: a function; it runs in processes of Ray, again where one is lost.
+        task: a function; runs in processes of Ray, and again if a process is lost.
         calls: its arguments.
-        ahead: calls in flight; None: two a core.
+        ahead: calls in flight; None: two per core.
 
     Raises:
-        UserError: that a task raised.
+        UserError: a task raised it.
     """
     remote = ray.remote(task)
     ahead = ahead or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -1,6 +1,6 @@
 """Finds faces in whole photographs, and cuts out the view that detectors are trained on.
 
-By CenterFace (Xu et al. 2020, arXiv:1911.03599), a network of 7 MB that comes with this package
+Uses CenterFace (Xu et al. 2020, arXiv:1911.03599), a network of 7 MB that comes with this package
 under its MIT licence (face_finder/) and runs in OpenCV.
 """
 
@@ -10,16 +10,16 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-# Side of the crop by that of the face's box (the square root of its area). The box runs from the
-# hairline to the chin.
+# Side of the crop as a multiple of the side of the face's box (the square root of its area). The
+# box extends from the hairline to the chin.
 MARGIN = 1.2
 MIN_CONFIDENCE = 0.25  # at 0.5, 3 of 150 dark swaps of dfdc_faces are missed, at 0.25 none
 MODEL = pathlib.Path(__file__).with_name("face_finder") / "centerface.onnx"
 _OUTPUTS = ("537", "538", "539", "540")  # heat map, log of size, offset, landmarks
 STRIDE = 4
 SEARCHED_PX = 640  # longer side; a larger picture is searched at this size
-SMALLEST_PX = 160  # shorter pictures are searched enlarged
-MAX_OVERLAP = 0.3  # of two boxes, by their union
+SMALLEST_PX = 160  # smaller pictures are enlarged for the search
+MAX_OVERLAP = 0.3  # of two boxes, as a share of their union
 
 
 class Face(NamedTuple):
@@ -34,7 +34,7 @@ class Face(NamedTuple):
 
 
 class FaceFinder:
-    """Not to be called from several threads at once: OpenCV keeps a network's last input."""
+    """Not thread-safe: OpenCV keeps a network's last input."""
 
     def __init__(self):
         self._net = cv2.dnn.readNetFromONNX(str(MODEL))
@@ -57,7 +57,7 @@ class FaceFinder:
 
 
 def largest(faces: list[Face]) -> Face | None:
-    """The face that a portrait is of."""
+    """The largest face, which is the subject of a portrait; None if there are no faces."""
     return max(faces, key=lambda face: face.box[2], default=None)
 
 
@@ -83,7 +83,7 @@ def _without_overlaps(boxes: np.ndarray) -> list[int]:
 
 
 def _crop(image: np.ndarray, box: np.ndarray, landmarks: np.ndarray) -> Face:
-    """A square of `MARGIN` times the face, moved and, if it must be, cut to fit."""
+    """A square of `MARGIN` times the face, moved and if necessary shrunk to fit the picture."""
     height, width = image.shape[:2]
     left, top, right, bottom, confidence = box
     side = np.sqrt(max(1.0, right - left) * max(1.0, bottom - top))

@@ -1,4 +1,4 @@
-// Copies square crops out of decoded pictures: one call a batch, without Python's lock.
+// Copies square crops out of decoded pictures: one call per batch, without the GIL.
 
 #include <cstdint>
 #include <cstring>

@@ -1,4 +1,4 @@
-"""Crops of a batch out of decoded pictures that lie one after another in memory."""
+"""Copies the crops of a batch from decoded pictures, which are stored one after another."""
 
 import ctypes
 import functools
@@ -21,20 +21,20 @@ def gather(
     places: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Copies crops into some rows of a batch; lets go of Python's lock meanwhile.
+    """Copies crops into some rows of a batch; releases the GIL meanwhile.
 
     Args:
         pixels: [bytes] uint8.
-        starts: [n] int64, where in `pixels` each crop has its first byte.
+        starts: [n] int64, offset in `pixels` of each crop's first byte.
         strides: [n] int64, bytes from one line of the crop's picture to the next.
-        places: [n] int64, the rows of `out` that are written.
+        places: [n] int64, the rows of `out` to write.
         out: [B, size, size, 3] uint8, contiguous.
     """
     (_native() or with_numpy)(pixels, starts, strides, places, out)
 
 
 def with_numpy(pixels, starts, strides, places, out) -> None:
-    """The same, where there is no compiler."""
+    """The same without a compiler."""
     size, line = out.shape[1], out.shape[2] * out.shape[3]
     for start, stride, place in zip(starts, strides, places, strict=True):
         lines = np.lib.stride_tricks.as_strided(pixels[start:], (size, line), (stride, 1))

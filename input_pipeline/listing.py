@@ -1,7 +1,7 @@
 """Which files of a folder are pictures, and which are passed over.
 
-By their names, so that 190,000 files take half a second. What a file really holds is found out when
-it is decoded.
+Decides by their names, so that 190,000 files take half a second. Decoding later shows what a file
+really contains.
 """
 
 import collections
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from input_pipeline import decode
 
-# What Pillow and simplejpeg read with this installation.
+# Formats that Pillow and simplejpeg can read in this installation.
 EXTENSIONS = (
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".jfif", ".jpe", ".mpo", ".tif", ".tiff")
     + ((".avif",) if decode.HAS_AVIF else ())
@@ -21,14 +21,14 @@ _CURES = {
     ".avif": "install pillow 11.3 or later",
     **dict.fromkeys((".heic", ".heif", ".hif"), "install pillow-heif"),
 }
-# How the files of these formats begin; for files whose names have no ending.
+# First bytes of these formats, for file names without an extension.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 PassedOver = collections.Counter  # of files, by ending
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file of this name is taken for a picture."""
+    """Whether a file of this name counts as a picture."""
     # "._photo.jpg" is what macOS leaves beside "photo.jpg" in an archive.
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
@@ -36,8 +36,7 @@ def is_picture(name: str) -> bool:
 def pictures(folder: str, passed_over: PassedOver) -> list[str]:
     """The paths of the pictures in `folder` and in the folders below it, sorted.
 
-    Hidden files and folders are no part of a set. Any other file that is no picture is counted in
-    `passed_over`.
+    Ignores hidden files and folders. Counts any other file that is not a picture in `passed_over`.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -62,7 +61,7 @@ def _walk(folder: str, passed_over: PassedOver, above: list[str]) -> Iterator[st
                 passed_over[os.path.splitext(name)[1].lower()] += 1
     for path in below:
         real = os.path.realpath(path)
-        if real not in above:  # a link to a folder above it would have no end
+        if real not in above:  # a link to a parent folder would never end
             yield from _walk(path, passed_over, [*above, real])
 
 
@@ -75,7 +74,7 @@ def _begins_like_a_picture(path: str) -> bool:
 
 
 def describe(passed_over: Mapping[str, int]) -> str:
-    """ "12 files passed over: 9 .heic (install pillow-heif), 3 .txt", or "" without any."""
+    """ "12 files passed over: 9 .heic (install pillow-heif), 3 .txt", or "" if there are none."""
     n = sum(passed_over.values())
     if not n:
         return ""

@@ -1,7 +1,7 @@
-"""Several sets trained on as one: what they hold, and in which order it is drawn.
+"""Combines several sets for training: their pictures, and the order in which they are drawn.
 
-The order is a pure function of (seed, position), as that of a single set is: every block of
-`BLOCK` positions holds each cell (the pictures of one class of one set) a fixed number of times.
+The order is a pure function of (seed, position), like that of a single set. Every block of `BLOCK`
+positions contains each cell (the pictures of one class of one set) a fixed number of times.
 """
 
 import collections
@@ -13,7 +13,7 @@ import numpy as np
 
 from input_pipeline.cli import UserError
 
-BLOCK = 1024  # positions; a cell's share is exact to half of 1 / BLOCK
+BLOCK = 1024  # positions; a cell's share is accurate to half of 1 / BLOCK
 
 
 class Mixture:
@@ -21,10 +21,10 @@ class Mixture:
 
     Attributes:
         names: of the sets, short and unique.
-        passed_over: files that are no pictures, by ending.
-        set_of: [N] int32, the set that each picture is of, an index into `names`.
-        labels, ids, groups: as `sources.Source` has them; ids begin with the set's name. `groups`
-            is None unless every set has groups.
+        passed_over: files that are not pictures, by extension.
+        set_of: [N] int32, the set of each picture, an index into `names`.
+        labels, ids, groups: as in `sources.Source`; ids begin with the set's name. `groups` is None
+            unless every set has groups.
     """
 
     def __init__(self, names: Sequence[str], parts: Sequence):
@@ -59,14 +59,14 @@ class Mixture:
 
 
 class Order:
-    """Which picture of a mixture is at a position.
+    """Maps positions to pictures of a mixture.
 
     Args:
         mixture: the pictures.
         seed: of the order, 0 to 2**32 - 1.
-        weights: one number a set, how often its pictures are drawn in proportion to the others';
+        weights: one number per set: how often its pictures are drawn relative to the others';
             empty: the square roots of the sizes of the sets.
-        balance: draw both classes equally often, whatever the sets hold.
+        balance: draw both classes equally often, whatever the sets contain.
     """
 
     def __init__(self, mixture: Mixture, seed: int, weights: Sequence[float], balance: bool):
@@ -114,7 +114,7 @@ class Order:
 
 
 def _apportion(shares: np.ndarray) -> np.ndarray:
-    """How many of `BLOCK` positions each share gets, by largest remainders; at least one."""
+    """The number of `BLOCK` positions for each share, by largest remainders; at least one."""
     counts = np.maximum(1, np.floor(shares * BLOCK).astype(int))
     remainders = shares * BLOCK - counts
     while (left := BLOCK - counts.sum()) != 0:
@@ -139,12 +139,12 @@ def is_mixture(data_dir: str) -> bool:
 def of(
     data_dir: str, split: str, has_split: Callable[[str, str], bool], open_one: Callable
 ) -> Mixture:
-    """The pictures of one split of the sets that `data_dir` names, with commas between them.
+    """The pictures of one split of the sets that `data_dir` names, separated by commas.
 
     Args:
-        split: "Train", which every set must have, or another, which those that lack it leave out.
-        has_split: whether the set in a folder has a split.
-        open_one: the source of a folder and split; may have one class only.
+        split: "Train", which every set must have, or another one; sets without it are left out.
+        has_split: tells whether the set in a folder has a split.
+        open_one: opens the source of a folder and split; it may have only one class.
 
     Raises:
         UserError: a set is named twice or not at all, or the whole has one class only.
@@ -180,7 +180,7 @@ def paths(data_dir: str) -> list[str]:
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:
-    """The last folders of the paths, as many of them as make the names differ."""
+    """The last folders of each path, as many as are needed to make the names differ."""
     parts = [os.path.normpath(path).split(os.sep) for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-depth:]) for p in parts]

@@ -1,13 +1,13 @@
-"""Makes a TFDS ArrayRecord set of an image folder, and says which pictures are in it twice.
+"""Makes a TFDS ArrayRecord set from an image folder, and lists its duplicate pictures.
 
     python -m input_pipeline.prepare --source=FOLDER --out=DIR [--drop_leaks]
     python -m input_pipeline.prepare --source=kaggle --out=DIR [--drop_leaks]
     python -m input_pipeline.prepare --source=FOLDER --out=DIR --faces
 
-The files keep their bytes. DIR/leaks.md is the report to read, DIR/leaks.json the whole of it.
-Training takes the set by --config.data.dir=DIR. With --faces, DIR becomes an image folder of the
-faces alone, all cut out in one way; stopped, it goes on where it was. With --ray, processes of Ray
-do the work (pip install -e '.[ray]'): the same set and the same report.
+The files keep their bytes. DIR/leaks.md is the report to read, DIR/leaks.json has all details.
+To train on the set, use --config.data.dir=DIR. With --faces, DIR becomes an image folder of the
+faces alone, all cut out in the same way; after a stop, run it again to resume. With --ray,
+processes of Ray do the work (pip install -e '.[ray]'): the same set and the same report.
 """
 
 import argparse
@@ -107,8 +107,8 @@ def main() -> int | None:
 
 
 class _Found(NamedTuple):
-    """Of the readable pictures of each split, in order: positions in its source, bytes of the files
-    and, with --ray, of their records (else 0)."""
+    """The readable pictures of each split, in order: positions in its source, bytes of their files
+    and, with --ray, bytes of their records (otherwise 0)."""
 
     readable: dict[str, Sequence[int]]
     n_bytes: dict[str, Sequence[int]]
@@ -119,7 +119,7 @@ class _Found(NamedTuple):
 
 @contextlib.contextmanager
 def _ray(flags: argparse.Namespace) -> Iterator[ModuleType | None]:
-    """Ray where --ray asks for it, else None."""
+    """Ray with --ray, otherwise None."""
     if flags.ray is None:
         yield None
         return
@@ -218,7 +218,7 @@ def _normalized_source(source: str) -> str:
 
 
 def _already_there(finished: pathlib.Path, facts: dict) -> None:
-    """A finished set is left alone; one of another source or option must not pass for this one."""
+    """Keeps a finished set; raises UserError if it has another source or option."""
     try:
         there = json.loads((finished / "metadata.json").read_text())
     except (OSError, ValueError) as error:
@@ -243,7 +243,7 @@ def _kaggle_folder() -> str:
         ) from error
     try:
         return kagglehub.dataset_download(KAGGLE_SET)
-    except Exception as error:  # no network, no disk, Kaggle's own refusals: each its own class
+    except Exception as error:  # no network, no disk, refused by Kaggle: different classes
         raise UserError(
             f"Kaggle's {KAGGLE_SET} could not be downloaded: {error} (it can be unpacked by hand: "
             "--source=FOLDER)"
@@ -268,7 +268,7 @@ def _check_out(out: pathlib.Path, folder: str) -> None:
         raise UserError(f"--out={out} lies inside the source {folder}: name another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        # TFDS removes these itself unless it was killed.
+        # TFDS removes these folders itself unless it was killed.
         for left_over in (out / builder.NAME).glob("incomplete.*"):
             shutil.rmtree(left_over)
         probe = out / "leaks.md.draft"
@@ -323,7 +323,7 @@ def _scan(
 
 
 def _write_text(path: pathlib.Path, text: str) -> None:
-    """Whole or not at all."""
+    """Writes a file atomically."""
     draft = path.with_name(f"{path.name}.draft")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
@@ -348,7 +348,7 @@ def _write_set(
     except UserError:
         raise
     except Exception as error:
-        # ArrayRecord's own errors say it in their text only.
+        # ArrayRecord reports a full disk only in the text of its errors.
         if shutil.disk_usage(out).free < 2**20 or "No space left" in str(error):
             raise UserError(
                 f"--out={out}: the disk is full: make room, then run it again"

@@ -1,9 +1,9 @@
 """Decoded pictures on disk: one slot for each picture of a training set, filled as they are read.
 
-A folder below `MNV4_CACHE/pictures` holds two files that the processes of a host share: `pixels`,
-one slot of side² x 3 bytes a picture, and `index`, a record a picture. A record is written after
-its pixels. Each process checks a slot before it first uses it: the checksum of its pixels, and that
-the picture's file is the one that was decoded (path, size, time of change).
+A folder below `MNV4_CACHE/pictures` has two files that the processes of a host share: `pixels`,
+with one slot of side² x 3 bytes per picture, and `index`, with one record per picture. A record is
+written after its pixels. Each process checks a slot before its first use: the checksum of its
+pixels, and that the picture's file has not changed since (path, size, modification time).
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from input_pipeline import cache
 from input_pipeline.cli import UserError
 from input_pipeline.sources import Source
 
-_FORM = "1"  # of the files; another form is another folder
+_FORM = "1"  # format of the files; another format gets another folder
 _STAMP_BYTES = 16
 _RECORD = np.dtype([("side", "<i4"), ("crc", "<u4"), ("stamp", f"S{_STAMP_BYTES}")])
 _DAMAGED = -1  # in place of a side: the picture could not be read
@@ -30,18 +30,18 @@ _GIB = 2**30
 def open_for(
     source: Source, side_px: int, cache_form: str, most_gib: float, say: Callable[[str], None]
 ) -> "Slots | None":
-    """The slots of a source, or None where pictures are decoded anew every time.
+    """The slots of a source, or None if pictures are decoded again every time.
 
     Args:
         source: the pictures.
         side_px: the largest side of a decoded picture.
-        cache_form: `data.cache`; "auto" goes without where there is no room.
-        most_gib: for all sets together; 0: half of what is free, and what sets take already.
-            The sets that were not used for longest make room.
-        say: told what was chosen and how large it is.
+        cache_form: `data.cache`; "auto" uses no cache if there is no room.
+        most_gib: limit for all sets together; 0: half of the free space plus the space that sets
+            take already. The least recently used sets are deleted to make room.
+        say: called with a line that says what was chosen and how large it is.
 
     Raises:
-        UserError: no room, or no such folder, where a cache was asked for by name.
+        UserError: no room, or the folder is not writable, and `cache_form` is not "auto".
     """
     if cache_form == "none":
         return None
@@ -82,7 +82,7 @@ class Slots:
 
     Args:
         source: the pictures; has `stamp`.
-        folder: of the two files; made here.
+        folder: holds the two files; created here.
         side_px: the largest side of a decoded picture.
     """
 
@@ -95,7 +95,7 @@ class Slots:
         for name, size in sizes.items():
             descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
             self._files[name] = os.fdopen(descriptor, "r+b", buffering=0)
-            os.ftruncate(descriptor, size)  # a hole: takes no room yet
+            os.ftruncate(descriptor, size)  # a sparse file: takes no room yet
         os.utime(folder / "index")  # the time of last use
         self.memory = np.memmap(folder / "pixels", np.uint8, mode="r")
         self._index = np.memmap(folder / "index", _RECORD, mode="r")
@@ -106,7 +106,7 @@ class Slots:
         return Slots, (self._source, self._folder, self._side_px)
 
     def filled(self) -> int:
-        """How many pictures have a slot, as far as can be told without looking into it."""
+        """The number of pictures with a slot, whose pixels are not checked."""
         return int(np.count_nonzero(self._index["side"] > 0))
 
     def complete(self) -> bool:
@@ -116,7 +116,7 @@ class Slots:
         return bool((self._checked | (self._index["side"] == _DAMAGED)).all())
 
     def sides(self, indices: np.ndarray) -> np.ndarray:
-        """[b] indices -> [b] int64 px: sides of the pictures, 0 where there is no valid slot."""
+        """[b] indices -> [b] int64 px: sides of the pictures, 0 for those without a valid slot."""
         sides = np.maximum(self._index["side"][indices], 0).astype(np.int64)
         for row in np.flatnonzero((sides > 0) & ~self._checked[indices]):
             index = int(indices[row])
@@ -127,7 +127,7 @@ class Slots:
         return sides
 
     def starts(self, indices: np.ndarray) -> np.ndarray:
-        """[b] indices -> [b] int64: where in `memory` their pixels begin."""
+        """[b] indices -> [b] int64: the offsets of their pixels in `memory`."""
         return indices.astype(np.int64) * self._bytes
 
     def pixels(self, index: int, side: int) -> np.ndarray:
@@ -136,12 +136,12 @@ class Slots:
         return self.memory[start : start + side * side * 3].reshape(side, side, 3)
 
     def put(self, index: int, square: np.ndarray | None, stamp: bytes) -> None:
-        """Keeps a picture. A full disk ends the filling, with one warning, and nothing else.
+        """Stores a picture. If the disk is full, logs one warning and stores no more pictures.
 
         Args:
             index: of the picture.
             square: [s, s, 3] uint8 contiguous; None: it could not be read.
-            stamp: of its file, from before it was read.
+            stamp: of its file, taken before it was read.
         """
         if not self._writable:
             return
@@ -169,14 +169,14 @@ class Slots:
         side = int(record["side"])
         if not 0 < side <= self._side_px:
             return False
-        # NumPy drops zero bytes from the end of a string of bytes.
+        # NumPy strips zero bytes from the end of a byte string.
         same = record["stamp"] == self._source.stamp(index).rstrip(b"\0")
         return bool(same) and zlib.crc32(self.pixels(index, side).data) == record["crc"]
 
 
 def _name(source: Source, side_px: int) -> str:
     digest = hashlib.sha256(f"{_FORM} {side_px} {len(source)}".encode())
-    for i in (0, len(source) // 2, len(source) - 1):  # of a mixture, from several sets
+    for i in (0, len(source) // 2, len(source) - 1):  # in a mixture, from several sets
         digest.update(source.stamp(i))
     for name in source.ids:
         digest.update(name.encode(errors="surrogateescape") + b"\0")
@@ -184,7 +184,7 @@ def _name(source: Source, side_px: int) -> str:
 
 
 def _by_last_use(root: pathlib.Path, but: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
-    """The other sets and the bytes that they take, the one that was used last at the end."""
+    """The other sets and their sizes in bytes, the most recently used last."""
     found = [path for path in root.iterdir() if path.is_dir() and path != but]
     return [(path, _taken(path)) for path in sorted(found, key=_last_use)]
 
@@ -192,7 +192,7 @@ def _by_last_use(root: pathlib.Path, but: pathlib.Path) -> list[tuple[pathlib.Pa
 def _last_use(folder: pathlib.Path) -> float:
     try:
         return (folder / "index").stat().st_mtime
-    except OSError:  # not there, or being removed by another run
+    except OSError:  # missing, or another run is removing it
         return 0
 
 

@@ -1,6 +1,6 @@
 """Where encoded pictures come from: an image folder, a prepared TFDS set, the demo set, a list.
 
-Every source is random access and returns the file's bytes; decoding is the next room.
+Every source allows random access and returns the file's bytes; `decode` decodes them.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ LAYOUT = "{Train,Validation,Test}/{Fake,Real}/*.jpg"
 
 
 class Source(Protocol):
-    """What the pipeline needs of a set of pictures. Picklable, and read from many threads at once.
+    """A set of pictures, as the pipeline needs it. Picklable; many threads may read at once.
 
     Attributes:
         labels: [N] int32, 0 fake, 1 real, -1 unknown.
         ids: N unique names; for folders the path relative to the data folder.
-        groups: what pictures belong together (one source video, say), one name a picture; or None.
+        groups: one name per picture; pictures of one source (a video, say) share it. Or None.
     """
 
     labels: np.ndarray
@@ -45,18 +45,18 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, i: int) -> bytes:
-        """The encoded picture `i`. Raises OSError where it cannot be read."""
+        """The encoded picture `i`. Raises OSError if it cannot be read."""
         ...
 
     def stamp(self, i: int) -> bytes:
-        """Changes when the file of picture `i` does; only training asks."""
+        """Changes when the file of picture `i` changes; only training uses it."""
         ...
 
 
 def stamp(path: str | os.PathLike) -> bytes:
-    """16 bytes that depend on where a file is, its size and when it was changed.
+    """16 bytes that depend on a file's path, size and modification time.
 
-    A file that cannot be asked has a stamp of its own: reading it is what says why.
+    Does not raise for an inaccessible file: reading it gives the reason later.
     """
     facts = os.path.abspath(path)
     with contextlib.suppress(OSError):
@@ -67,7 +67,7 @@ def stamp(path: str | os.PathLike) -> bytes:
 
 
 def printable(name: str) -> str:
-    """`name` as text that can be written anywhere: names of files need not be UTF-8."""
+    """`name` as text that can be written anywhere: file names need not be UTF-8."""
     return name.encode(errors="backslashreplace").decode()
 
 
@@ -88,18 +88,18 @@ class FileSource:
         self.ids = self._paths if ids is None else list(ids)
         self._groups_file = groups_file
         self._sources_file = sources_file
-        self.passed_over = dict(passed_over or {})  # files that are no pictures, by ending
+        self.passed_over = dict(passed_over or {})  # files that are not pictures, by extension
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def read(self, i: int) -> bytes:
-        # os.read rather than open(): a third of the time, and all of it is spent under the GIL.
+        # os.read instead of open(): it takes a third of the time, all of it under the GIL.
         descriptor = os.open(self._paths[i], os.O_RDONLY)
         try:
             size = os.fstat(descriptor).st_size
             data = os.read(descriptor, size)
-            while len(data) < size:  # a read may stop short: signals, network file systems, 2 GiB
+            while len(data) < size:  # a read may return less: signals, network file systems, 2 GiB
                 more = os.read(descriptor, size - len(data))
                 if not more:
                     raise OSError(f"ends after {len(data)} of {size} bytes")
@@ -112,7 +112,7 @@ class FileSource:
         return stamp(self._paths[i])
 
     def part(self, positions: Sequence[int]) -> "FileSource":
-        """Some of its pictures, without groups: little to send to another process."""
+        """Some of its pictures, without groups: cheap to send to another process."""
         paths, ids = ([all_[i] for i in positions] for all_ in (self._paths, self.ids))
         return FileSource(paths, self.labels[list(positions)], ids)
 
@@ -120,8 +120,8 @@ class FileSource:
     def groups(self) -> list[str] | None:
         """From `groups.csv` (columns file, group; file as Real/real_0.jpg), read on first use.
 
-        Raises UserError if the file leaves a picture out: half-known groups would narrow a
-        confidence interval without anyone noticing.
+        Raises UserError if the file leaves a picture out: incomplete groups would silently narrow
+        a confidence interval.
         """
         if self._groups_file is None:
             return None
@@ -146,7 +146,7 @@ class FileSource:
 
     @functools.cached_property
     def columns(self) -> dict[str, list[str]]:
-        """What `sources.csv` says of every picture: {column: N values}; "" where it says nothing.
+        """The values in `sources.csv` of every picture: {column: N values}; "" if there is none.
 
         Raises UserError if the file names no picture of this source.
         """
@@ -193,9 +193,9 @@ class Subset:
 
 
 def _in_class(path: str) -> str:
-    """CLASS/NAME, which is how groups.csv names a file; folders may be of any case.
+    """CLASS/NAME, the form in which groups.csv names a file; folders may be in any case.
 
-    NAME may have folders of its own, and one of them may be called like a class or a split.
+    NAME may contain folders, and one of them may have the name of a class or a split.
     """
     *folders, name = path.replace("\\", "/").split("/")
     classes = [i for i, folder in enumerate(folders) if folder.capitalize() in CLASSES]
@@ -208,9 +208,9 @@ def open_source(data_dir: str, split: str, *, one_class: bool = False) -> Source
     """The pictures of one split.
 
     Args:
-        data_dir: a folder laid out as LAYOUT (any case; inside one top folder of an archive too), a
-            folder written by `input_pipeline.prepare`, "" or "demo" for the demo set, or several of
-            these with commas between them, see `mixtures.of`.
+        data_dir: a folder laid out as LAYOUT (in any case; also inside one top folder, as in an
+            archive), a folder written by `input_pipeline.prepare`, "" or "demo" for the demo set,
+            or several of these separated by commas, see `mixtures.of`.
         split: one of SPLITS, in any case.
         one_class: accept a folder with Fake or Real alone.
 
@@ -223,7 +223,7 @@ def open_source(data_dir: str, split: str, *, one_class: bool = False) -> Source
     data_dir = _data_folder(data_dir)
     if _is_prepared(data_dir):
         from input_pipeline.prepared.source import (
-            TfdsSource,  # only this branch pays for tfds' import
+            TfdsSource,  # importing tfds is slow, and only this branch needs it
         )
 
         return TfdsSource(data_dir, split, one_class)
@@ -237,7 +237,7 @@ def open_source(data_dir: str, split: str, *, one_class: bool = False) -> Source
 
 
 def has_split(data_dir: str, split: str) -> bool:
-    """Whether `open_source` would find a folder for this split. Raises UserError as it does."""
+    """Whether `open_source` would find a folder for this split. Raises the same UserErrors."""
     if mixtures.is_mixture(data_dir):
         return any(has_split(path, split) for path in mixtures.paths(data_dir))
     data_dir = _data_folder(data_dir)
@@ -253,7 +253,7 @@ def _data_folder(data_dir: str) -> str:
         from input_pipeline.demo import ensure_demo
 
         return os.fspath(ensure_demo())
-    data_dir = os.path.expanduser(data_dir)  # no shell does, after --config.data.dir=
+    data_dir = os.path.expanduser(data_dir)  # a shell does not, after --config.data.dir=
     if not os.path.isdir(data_dir):
         what = "is a file" if os.path.exists(data_dir) else "does not exist"
         raise UserError(f"data folder {data_dir} {what}; expected a folder with {LAYOUT}")
@@ -267,7 +267,7 @@ def _is_prepared(folder: str) -> bool:
 
 
 def _split_folders(data_dir: str) -> dict[str, str]:
-    """{"Train": path, …}: in `data_dir` itself, else in the one folder below it that has any."""
+    """{"Train": path, …}: in `data_dir`, else in the only folder below it with split folders."""
     found = _named_folders(data_dir, SPLITS)
     if found:
         return found
@@ -314,7 +314,7 @@ def _folder_source(data_dir: str, split_folder: str, one_class: bool) -> FileSou
 
 
 def _class_folders(split_folder: str) -> dict[str, str]:
-    """{"Fake": path, "Real": path} as far as there are such folders, under any name in use.
+    """{"Fake": path, "Real": path}, for the folders that exist, under any of their usual names.
 
     Raises UserError for two folders of one class: they might be classes of something else.
     """
@@ -334,7 +334,7 @@ def _class_folders(split_folder: str) -> dict[str, str]:
 
 
 def found(source: Source) -> dict[str, Any]:
-    """{"fake": n, "real": n, "passed_over": {ending: n}}: what a source holds, as JSON values."""
+    """{"fake": n, "real": n, "passed_over": {extension: n}} of a source, as JSON values."""
     fake, real = (int((np.asarray(source.labels) == label).sum()) for label in (0, 1))
     return {"fake": fake, "real": real, "passed_over": getattr(source, "passed_over", {})}
 
@@ -366,7 +366,7 @@ def _split_name(folder: str) -> str:
 
 
 def _named_folders(folder: str, names: Sequence[str]) -> dict[str, str]:
-    """The sub-folders called one of `names`, in any case or a usual short form, by that name."""
+    """{name: path} of the sub-folders named one of `names`, in any case or a usual short form."""
     found: dict[str, str] = {}
     for spelled in _visible_folders(folder):
         name = _split_name(spelled)

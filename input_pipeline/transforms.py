@@ -1,6 +1,7 @@
-"""What happens to a decoded picture on the host: it is scaled, and a square is cut out of it.
+"""Scales a decoded picture on the host and cuts a square out of it.
 
-Pure functions of uint8 pixels and of numbers drawn elsewhere. All else is done on the device.
+Pure functions of uint8 pixels and of random numbers drawn elsewhere. All other transforms are done
+on the device.
 """
 
 import dataclasses
@@ -10,23 +11,23 @@ import numpy as np
 
 from input_pipeline import order
 
-# Pictures are spread over threads already; OpenCV's own would only be in their way.
+# Pictures are spread over threads already; OpenCV's own threads would only slow them down.
 cv2.setNumThreads(0)
 
 ONE_COLOUR = -1  # why a picture is refused
-# Levels of 255 that a channel may vary by in a picture of one colour: a JPEG of one varies by 1.
+# Levels of 255 that a channel may vary by in a picture of one colour: a JPEG of it varies by 1.
 FLAT_LEVELS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """The fields of `config.data` that say what becomes of a picture.
+    """The fields of `config.data` that determine how a picture is scaled and cropped.
 
     Attributes:
         size: px, side of the square result.
-        shorter_px: what a picture's shorter side is scaled to before the crop.
-        crop: "resize" scales every picture so; "native" only those whose shorter side is longer.
-        zoom: (lowest, highest) factor on the side of a training crop, in the picture.
+        shorter_px: px that a picture's shorter side is scaled to before the crop.
+        crop: "resize" does so for every picture; "native" only if its shorter side is longer.
+        zoom: (lowest, highest) factor for the side of a training crop in the picture.
     """
 
     size: int
@@ -37,8 +38,8 @@ class Transform:
     def side(self, height: int, width: int) -> int:
         """Side, in source pixels, of the square that is resized to `size`.
 
-        Cropping first and scaling what is kept gives the picture that scaling first would, at a
-        bounded cost: a 1×100,000 px strip scaled up to 224 px would take 15 GB.
+        Cropping first and then scaling gives the same picture as scaling first, at a bounded cost:
+        a 1×100,000 px strip scaled up to 224 px would take 15 GB.
         """
         shorter = min(height, width)
         scale = shorter / self.shorter_px
@@ -48,7 +49,7 @@ class Transform:
 
 
 def square(pixels: np.ndarray, transform: Transform) -> np.ndarray:
-    """The middle square of a picture at training's scale: what training crops are cut from.
+    """The middle square of a picture at training's scale; training crops are cut from it.
 
     Args:
         pixels: [H, W, 3] uint8 of any size.
@@ -79,7 +80,7 @@ def crops(
         (top, left, side), [b] int64 each, px of the square.
     """
     low, high = transform.zoom
-    # The low bits of a draw are a draw of their own.
+    # The low bits of a draw serve as another random number.
     zoom = low + (high - low) * (draws[:, order.TOP] * 2**20 % 1)
     side = np.rint(np.minimum(sides, transform.size) * zoom).astype(np.int64)
     side = np.clip(side, 1, sides)
@@ -89,17 +90,17 @@ def crops(
 
 
 def evaluate(pixels: np.ndarray, transform: Transform, out: np.ndarray) -> None:
-    """The middle of a picture, [H, W, 3] uint8 of any size, to `out`, [size, size, 3] uint8."""
+    """Writes the middle of a picture, [H, W, 3] uint8 of any size, to `out` [size, size, 3]."""
     cut(_middle(pixels, transform.side(*pixels.shape[:2])), out)
 
 
 def why_refused(pixels: np.ndarray, seen: np.ndarray, least_px: int) -> int:
-    """Why a picture gets no score, as "refused" of a batch says it: 0, its shorter side in px where
-    that is below `least_px`, or ONE_COLOUR.
+    """Why a picture gets no score, as the code in "refused" of a batch: its shorter side in px if
+    that is below `least_px`, ONE_COLOUR, or 0 if it is not refused.
 
     Args:
         pixels: [H, W, 3] uint8, the picture.
-        seen: [S, S, 3] uint8, what of it is scored.
+        seen: [S, S, 3] uint8, the part of it that is scored.
         least_px: 0: no picture is refused.
     """
     if not least_px:
@@ -109,7 +110,7 @@ def why_refused(pixels: np.ndarray, seen: np.ndarray, least_px: int) -> int:
 
 
 def _one_colour(pixels: np.ndarray) -> bool:
-    for part in (pixels[::16, ::16], pixels):  # a few pixels settle it for nearly every picture
+    for part in (pixels[::16, ::16], pixels):  # for nearly every picture a few pixels suffice
         if np.ptp(part.reshape(-1, 3), axis=0).max() > FLAT_LEVELS:
             return False
     return True
@@ -122,7 +123,7 @@ def _middle(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def cut(square: np.ndarray, out: np.ndarray) -> None:
-    """[s, s, 3] uint8 scaled to `out`, [size, size, 3] uint8 contiguous: by area, or cubic."""
+    """Scales [s, s, 3] uint8 to `out`, [size, size, 3] uint8 contiguous: by area, or cubic."""
     if square.shape == out.shape:
         out[...] = square
     else:

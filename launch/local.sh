@@ -6,7 +6,7 @@
 #
 # Needs:  bash 4.4 and the project installed for `python` (or $PYTHON).
 # Costs:  this machine's cores, while it runs. Nothing stays behind.
-# Stop:   Ctrl-C; or SIGTERM, at which every process saves and leaves with status 75.
+# Stop:   Ctrl-C; or SIGTERM, on which every process saves and exits with status 75.
 #
 # Process 0 prints here; all of them write to DIR/logs/local_<i>.out. Exit status: that of the first
 # process that failed; 75 (preempted, run again) starts them anew, up to --restart times (default 0).
@@ -34,7 +34,7 @@ signal_all() {
   done
 }
 
-# A first Ctrl-C or SIGTERM goes on to the processes, which save and leave; a second one ends them.
+# The first Ctrl-C or SIGTERM is passed to the processes, which save and exit; a second one ends them.
 stop() {
   if [[ $stopped_by ]]; then
     signal_all KILL
@@ -87,7 +87,7 @@ wait_for_all() {
       wait "$pid" || code=$?
       if ((code == 0 || status != 0)); then continue; fi
       status=$code
-      # The others cannot go on without it. Preempted, they leave by themselves; else they are told.
+      # The others cannot go on without it. If preempted they exit by themselves; else end them.
       if ((code != 75)); then signal_all TERM; fi
       deadline=$((SECONDS + grace_s))
     done

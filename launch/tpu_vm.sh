@@ -17,8 +17,8 @@
 #         If the machine this runs on dies, delete it by hand:
 # Stop:   Ctrl-C, or: gcloud compute tpus queued-resources delete NAME --zone=ZONE --force --quiet
 #
-# --dry_run prints every command in order and runs none. The exit status is that of the training: 75
-# from it, a worker that was killed, and a lost slice are tried again, from the last checkpoint.
+# --dry_run prints every command in order and runs none. The exit status is that of the training. On
+# status 75, a killed worker or a lost slice, it tries again from the last checkpoint.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -83,7 +83,7 @@ get_slice() {
   done
 }
 
-# Fails where a command does (`set -e` is off in what stands in a condition).
+# Fails if a command fails (`set -e` is off inside a condition).
 install_code() {
   local failed=0
   run git archive --format=tar.gz "--output=$archive" HEAD &&

@@ -1,9 +1,9 @@
-"""Which sets give their class away: python -m mnv4_jax.audit --config=configs/shipped.py
+"""Finds shortcuts between sets: python -m mnv4_jax.audit --config=configs/shipped.py
 
-On training crops as the network gets them, damaged and augmented, prints how well each cheap
-property alone tells the fakes of one set from the photographs of another. An AUC of 0.5 tells
-nothing; what is far above it can be learned instead of faces. Exit status: 0 done, 2 something to
-put right.
+Prints how well each simple property alone separates the fakes of one set from the photographs of
+another, on training crops as the network gets them, damaged and augmented. An AUC of 0.5 means no
+information; a property far above it can be learned instead of faces. Exit status: 0 done, 2 an
+error that the user can fix.
 """
 
 import sys
@@ -54,7 +54,7 @@ def _colour(image):
 
 
 class _Framing:
-    """Distance of the eyes by the picture's side; nan where no face is found."""
+    """Distance of the eyes as a share of the picture's side; nan if no face is found."""
 
     def __init__(self):
         self._find = FaceFinder()
@@ -94,7 +94,7 @@ def main() -> int:
 
 
 def told_apart(fakes: np.ndarray, reals: np.ndarray) -> float:
-    """The AUC of a property, whichever class has more of it, 0.5 to 1; nan does not count."""
+    """The AUC of a property, 0.5 to 1, in the better direction; ignores nan."""
     fakes, reals = fakes[np.isfinite(fakes)], reals[np.isfinite(reals)]
     if not len(fakes) or not len(reals):
         return float("nan")
@@ -104,7 +104,7 @@ def told_apart(fakes: np.ndarray, reals: np.ndarray) -> float:
 
 
 def collect(config: ConfigDict, source: Mixture, n: int) -> dict[tuple[str, int], list]:
-    """{(set, label): up to n augmented crops [S, S, 3] uint8}; made-up fakes are not among them."""
+    """{(set, label): up to n augmented crops [S, S, 3] uint8}; without fakes made by blending."""
     config.data.blended = 0.0
     step = jax.jit(lambda images, position: vary(to_float(images), position, config))
     cells = {

@@ -1,4 +1,4 @@
-"""From the command line to a config that makes sense, or one line that says why not."""
+"""Turns the command line into a valid config, or a one-line error."""
 
 import difflib
 import functools
@@ -72,9 +72,9 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues) -> ConfigDic
       The config with its overrides, resolved for the demo set and checked.
 
     Raises:
-      UserError: an unknown flag or field, a wrong value, a stray word, a missing config file.
+      UserError: an unknown flag or field, a wrong value, an extra word, a missing config file.
     """
-    # ml_collections wants --config before --config.field; nobody should have to know.
+    # ml_collections needs --config before --config.field; users should not have to know that.
     named = [a for a in argv[1:] if a.startswith("--config=")]
     if not named:
         raise UserError("--config is missing: try --config=configs/small.py")
@@ -144,7 +144,7 @@ def _last_line(error: Exception) -> str:
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError where a value makes no sense, naming the field and what would be right."""
+    """Raises UserError for an invalid value; names the field and what would be right."""
     for field, choices in _CHOICES.items():
         if _get(config, field) not in choices:
             raise UserError(

@@ -6,7 +6,7 @@ python -m mnv4_jax.convert --checkpoint=DIR --to=stablehlo --out=model.stablehlo
 python -m mnv4_jax.convert [--checkpoint=DIR] --to=web --out=site/
 python -m mnv4_jax.convert --from=timm --weights=FILE|hf:REPOSITORY --out=DIR
 
-docs/DEPLOY.md says what each of them is and how to run it.
+docs/DEPLOY.md explains each format and how to run it.
 """
 
 import json
@@ -45,7 +45,7 @@ def main() -> None:
     elif args.to == "web":
         from mnv4_jax.export import web
 
-        # as `predict`: the detector in the box knows faces cut out of their photograph
+        # as `predict`: the shipped detector needs faces cut out of their photograph
         sizes = web.build(out, loaded, to_torch(loaded), find_faces=args.checkpoint is None)
         on_disk, sent = (size / 1e6 for size in sizes)
         print(f"wrote {out} ({on_disk:.1f} MB, {sent:.1f} MB as sent with gzip)")
@@ -129,7 +129,7 @@ def parse(argv: Sequence[str]):
 
 
 def to_torch(loaded: saved.Checkpoint) -> bytes:
-    """A safetensors file that timm, `models/torch_module.py` and `import_weights` read.
+    """A safetensors file that timm, `export/torch_module.py` and `import_weights` read.
 
     Its header holds, as JSON texts: "model", "labels", "normalisation", "image_size" (px, of
     evaluation), "gabor", "calibration", "step" and the whole "config".
@@ -151,8 +151,8 @@ def to_torch(loaded: saved.Checkpoint) -> bytes:
 
 
 def _in_order(contents: bytes) -> bytes:
-    """The same safetensors file with its header sorted: safetensors writes metadata in an order of
-    chance, and the same detector should give the same file."""
+    """The same safetensors file with a sorted header: safetensors writes metadata in random order,
+    but the same detector should give the same file."""
     length = int.from_bytes(contents[:8], "little")
     header = json.dumps(json.loads(contents[8 : 8 + length]), sort_keys=True).encode()
     header += b" " * (-len(header) % 8)
@@ -160,11 +160,11 @@ def _in_order(contents: bytes) -> bytes:
 
 
 def import_weights(weights: str, out: str | os.PathLike) -> pathlib.Path:
-    """timm's weights, or what `to_torch` wrote, as a checkpoint at step 0 in the folder `out`.
+    """Writes timm's weights, or a file of `to_torch`, as a checkpoint at step 0 in folder `out`.
 
-    A file of `to_torch` keeps its config and calibration. For any other the variant is told by the
-    shapes, there is no Gabor bank, and a head of other than two classes starts fresh, which is
-    printed.
+    A file of `to_torch` keeps its config and calibration. For any other file, the shapes tell the
+    variant, there is no Gabor bank, and a head of other than two classes starts fresh; a printed
+    line says so.
 
     Returns:
       The step's folder.
@@ -186,7 +186,7 @@ def import_weights(weights: str, out: str | os.PathLike) -> pathlib.Path:
 
 
 def write(path: pathlib.Path, contents: bytes) -> None:
-    """All of it or nothing: into a file beside it, then renamed."""
+    """Writes atomically: to a temporary file beside `path`, then renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_bytes(contents)

@@ -1,31 +1,31 @@
-"""The fields of an experiment, and the value of each that `configs/small.py` has."""
+"""The fields of an experiment, with their values in `configs/small.py`."""
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Every field there is, with its default; other experiments change some of them."""
+    """All fields with their defaults; other experiments change some of them."""
     config = ConfigDict()
     config.seed = 0
 
     config.data = ConfigDict()
     config.data.dir = ""  # empty: the demo set, drawn on first use; "A,B,C": several sets
-    config.data.weights = ()  # of several sets, one number a set; (): square roots of their sizes
-    config.data.balance = True  # of several sets: both classes equally often
+    config.data.weights = ()  # one number per set; (): square roots of the sets' sizes
+    config.data.balance = True  # for several sets: draw both classes equally often
     config.data.image_size = 224  # px, side of a training crop; 128: faster
     config.data.crop = "resize"  # "resize": scale the picture, then crop; "native": only crop
-    config.data.crop_pct = 0.875  # "resize": side of the crop by the picture's, 1: all of it
-    config.data.zoom = (1.0, 1.0)  # on the side of a training crop, drawn for each; 0.7: nearer
-    config.data.max_px = 256  # "native": a longer shorter side is first scaled down to this
-    config.data.eval_image_size = 0  # px, middle of a picture at training's scale; 0: image_size
+    config.data.crop_pct = 0.875  # "resize": side of the crop, of the picture's; 1: all of it
+    config.data.zoom = (1.0, 1.0)  # random factor on the side of each training crop; 0.7: closer
+    config.data.max_px = 256  # "native": scale the shorter side down to this if it is longer
+    config.data.eval_image_size = 0  # px of the scored middle, at training's scale; 0: image_size
     config.data.cache = "auto"  # decoded pictures: "none", "host" on disk, "device" in its memory
-    config.data.cache_gib = 0.0  # for all sets below MNV4_CACHE; 0: half of what is free there
-    config.data.jpeg_prob = 0.0  # share of training crops that are compressed once more
+    config.data.cache_gib = 0.0  # for all sets in MNV4_CACHE; 0: half of its free space
+    config.data.jpeg_prob = 0.0  # share of training crops that are compressed again
     config.data.jpeg_quality = (30, 95)
     config.data.downscale_prob = 0.0  # share scaled down and up again
     config.data.downscale = (0.4, 0.9)
-    config.data.blended = 0.0  # share of the fakes that are made of real pictures, see blending.py
-    config.data.threads = 0  # decoding threads a process; 0: one a core, up to 16 for all workers
+    config.data.blended = 0.0  # share of the fakes that are made from reals, see blending.py
+    config.data.threads = 0  # decoding threads per process; 0: one per core, at most 16 in all
     config.data.workers = 0  # decoding processes; 0: threads only
     config.data.log_digests = False  # WORKDIR/digests.jsonl: a hash of every global batch
 
@@ -41,8 +41,8 @@ def get_config() -> ConfigDict:
 
     config.gabor = ConfigDict()
     config.gabor.mode = "concat"  # "none", "enhance", "concat"
-    config.gabor.response = "magnitude"  # of a quadrature pair, whatever the phase; or "real"
-    config.gabor.learnable = False  # True: theta, sigma, lambd, gamma, psi of every filter train
+    config.gabor.response = "magnitude"  # of a quadrature pair, independent of phase; or "real"
+    config.gabor.learnable = False  # True: train theta, sigma, lambd, gamma, psi of every filter
     config.gabor.kernel_size = 7  # px, odd
     config.gabor.orientations = 4  # over 180 degrees; the bank is orientations x wavelengths
     config.gabor.wavelengths = (2.5, 4.0)  # px; forgery traces are fine, and 2 is Nyquist
@@ -71,8 +71,8 @@ def get_config() -> ConfigDict:
     config.train.weight_decay = 0.05
     config.train.layer_decay = 1.0  # on the learning rate, for each layer below the head
     config.train.label_smoothing = 0.05
-    config.train.consistency = 0.0  # weight of what damage changes in an answer; doubles a step
-    config.train.trainable = ()  # parts of names, ("norm", "head"): nothing else is trained
+    config.train.consistency = 0.0  # weight of the change by damage; doubles a step's cost
+    config.train.trainable = ()  # parts of names, ("norm", "head"): train only these
     config.train.clip_norm = 1.0  # of the gradient; 0: off
     config.train.ema_decay = 0.998
     config.train.shard_state = False  # True: weights, moments and EMA split over the devices
@@ -88,9 +88,9 @@ def get_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 100
-    config.checkpoint.keep = 2  # newest; the best by validation AUC is kept besides
+    config.checkpoint.keep = 2  # newest ones; the best by validation AUC is also kept
 
-    config.demo = ConfigDict()  # instead of the same fields above where data.dir is empty
+    config.demo = ConfigDict()  # replaces the same fields above if data.dir is empty
     config.demo.image_size = 128
     config.demo.crop_pct = 1.0
     config.demo.epochs = 10.0

@@ -1,7 +1,7 @@
-"""Judges a detector: python -m mnv4_jax.evaluate --checkpoint=DIR --data=DIR --out=DIR
+"""Evaluates a detector: python -m mnv4_jax.evaluate --checkpoint=DIR --data=DIR --out=DIR
 
-Writes report.html, to read, and report.json, to compute with. Several --data make a cross-dataset
-table. Exit status: 0 done, 2 something to put right.
+Writes report.html for people and report.json for programs. Several --data make a cross-dataset
+table. Exit status: 0 done, 2 an error that the user can fix.
 """
 
 import json
@@ -31,7 +31,7 @@ def main() -> None:
     for data, source in opened:
         if jax.process_index() == 0:
             print(f"{data or 'demo set'}, {args.split}: {sources.describe(source)}", flush=True)
-        _ = source.groups, getattr(source, "columns", None)  # a mistake is better found now
+        _ = source.groups, getattr(source, "columns", None)  # finds mistakes early
     loaded = saved.load(args.checkpoint, raw=args.raw)
     out = pathlib.Path(args.out).expanduser()
     if jax.process_index() == 0:
@@ -43,14 +43,14 @@ def main() -> None:
     ]
     if jax.process_index() != 0:
         return
-    from mnv4_jax.report import page  # matplotlib and jinja2, which the other processes do without
+    from mnv4_jax.report import page  # imports matplotlib and jinja2, not needed by other processes
 
     facts = run_facts(loaded, raw=args.raw)
     others = {"other_data_sets": [result.summary for result in results[1:]]}
     contents = json.dumps(_finite(facts | results[0].summary | others), indent=2)
     (out / "report.json").write_text(contents + "\n")
     html = page.render(facts, results, loaded.model)
-    # Names of files need not be UTF-8.
+    # File names need not be UTF-8.
     (out / "report.html").write_text(html, encoding="utf-8", errors="replace")
     for result in results:
         _print_summary(result.summary)
@@ -141,7 +141,7 @@ def _make_folder(out: pathlib.Path) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
+    """None for NaN, which JSON lacks."""
     if isinstance(value, dict):
         return {key: _finite(v) for key, v in value.items()}
     if isinstance(value, list):

@@ -1,8 +1,8 @@
 """Trains a detector: python -m mnv4_jax.main --config=configs/small.py --workdir=runs/small
 
-Any field of the config can be set: --config.train.epochs=5. Running the same command again goes on
-from the last checkpoint. Exit status: 0 done, 2 something to put right, 75 preempted (run again),
-130 Ctrl-C.
+Any field of the config can be set: --config.train.epochs=5. Running the same command again resumes
+from the last checkpoint. Exit status: 0 done, 2 an error that the user can fix, 75 preempted (run
+again), 130 Ctrl-C.
 """
 
 import sys
@@ -29,7 +29,7 @@ def main() -> int:
     compilation_cache.enable()
     memory.keep_freed()
     if not memory.has_accelerator():
-        # On a machine's first run the C++ is compiled while Python imports.
+        # On a machine's first run, compile the C++ while Python imports.
         threading.Thread(target=kernels.prepare, daemon=True).start()
     processes.initialize_from(flags.FLAGS)
 

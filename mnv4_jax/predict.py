@@ -1,8 +1,9 @@
-"""Asks a detector: python -m mnv4_jax.predict --checkpoint=DIR photo.jpg FOLDER 'more/*.png' -
+"""Scores pictures: python -m mnv4_jax.predict --checkpoint=DIR photo.jpg FOLDER 'more/*.png' -
 
-A line a picture: p_fake, the answer, the file. A picture that is too small, or of one colour, gets
-no answer but a reason. Folders are walked; `-` reads a list of files from standard input.
-Exit status: 0 done, 1 some pictures were unreadable, 2 something to put right.
+Prints one line per picture: p_fake, the answer, the file. A picture that is too small, or of one
+colour, gets a reason instead of an answer. Searches folders and the folders in them; `-` reads a
+list of files from standard input.
+Exit status: 0 done, 1 some pictures were unreadable, 2 an error that the user can fix.
 
 In a program: `from mnv4_jax.detector.detector import Detector`, then
 `p_fake = Detector(checkpoint)(images)`.
@@ -39,7 +40,7 @@ _ABSTAIN_RATE = "0.05"
 
 
 class Item(NamedTuple):
-    """One line to come: a file, or a face in it. `image` is what to score; None: no face found."""
+    """One line of output: a file, or a face in it. `image` is scored; None: no face found."""
 
     file: str
     image: str | np.ndarray | None
@@ -53,7 +54,7 @@ def main() -> int:
     memory.keep_freed()
     detector = Detector(args.checkpoint, raw=args.raw)
     threshold = thresholds.choose(args.threshold, detector.thresholds)
-    # The detector in the box knows faces cut out of their photograph, and nothing else.
+    # The shipped detector was trained only on faces cut out of their photograph.
     find_faces = args.checkpoint is None if args.faces is None else args.faces
     clear_below = threshold
     if args.abstain:
@@ -67,7 +68,7 @@ def main() -> int:
         stream.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
 
     walked = any(map(os.path.isdir, args.pictures)) and files != args.pictures
-    if walked or passed_over:  # standard output is for the answers
+    if walked or passed_over:  # not to standard output, which is for the answers
         counts = [f"{len(files):,} picture{'s' * (len(files) != 1)}"]
         print("; ".join(filter(None, [*counts, listing.describe(passed_over)])), file=sys.stderr)
 
@@ -78,7 +79,7 @@ def main() -> int:
         print(f"unreadable: {file}: {reason}", file=sys.stderr)
 
     try:
-        # A portrait's crop can be large: fewer of them wait for their scores.
+        # A portrait's crop can be large, so keep fewer of them in memory.
         for chunk in _chunks(files, _FACES_AT_A_TIME if find_faces else _AT_A_TIME):
             items = [item for file in chunk for item in split(file, on_bad)]
             pictures = Pictures([item.image for item in items if item.image is not None])
@@ -88,7 +89,7 @@ def main() -> int:
                 p_fake, reason = next(answers) if item.image is not None else (None, None)
                 if p_fake is not None and not np.isfinite(p_fake):
                     if not reason:
-                        continue  # unreadable, and said so
+                        continue  # unreadable, and reported already
                     p_fake = None
                 line = _line(item, p_fake, reason, (clear_below, threshold), as_json=args.json)
                 print(line, flush=True)
@@ -96,7 +97,7 @@ def main() -> int:
                     scored.append(item)
             if args.heatmap:
                 write_heatmaps(detector, scored, pathlib.Path(args.heatmap), heatmaps)
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # `| head` closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1 if unreadable else 0
 
@@ -142,7 +143,8 @@ def parse(argv: Sequence[str]):
 
 
 def abstention(detector: Detector) -> tuple[float, float]:
-    """(p_fake from which a picture is fake, p_fake below which it is real), the first not lower."""
+    """(p_fake from which a picture is fake, p_fake below which it is real); the first is never
+    lower than the second."""
     if not detector.clear_below:
         raise UserError("--abstain: the checkpoint has no calibration for it; train it anew")
     threshold = detector.thresholds[_ABSTAIN_RATE]
@@ -152,23 +154,23 @@ def abstention(detector: Detector) -> tuple[float, float]:
 def find_pictures(
     arguments: Sequence[str], passed_over: listing.PassedOver | None = None
 ) -> list[str]:
-    """The files that `arguments` mean, in order; what is found in a folder is sorted.
+    """The files that `arguments` mean, in order; the files of a folder are sorted.
 
-    A file that is named is taken whatever it is called, if it exists or not, and so is a folder
-    or glob that holds nothing: reading will tell. Raises UserError where that is the only argument,
-    or a list is empty. Files in folders that are no pictures are counted in `passed_over`.
+    A named file is always included, whatever its name, even if it does not exist; so is a folder
+    or glob without pictures: reading it will report the error. Raises UserError if that is the only
+    argument, or if a list is empty. Counts files in folders that are not pictures in `passed_over`.
     """
     names = []
     for argument in arguments:
         if argument == "-":
             listed = os.fsdecode(getattr(sys.stdin, "buffer", sys.stdin).read())
-            lines = listed.split("\0" if "\0" in listed else "\n")  # find -print0 has the former
+            lines = listed.split("\0" if "\0" in listed else "\n")  # the former from find -print0
             names += [line.removesuffix("\r") for line in lines if line.strip()]
         elif os.path.exists(argument) or not glob.has_magic(argument):
             names.append(argument)
         else:
             found = sorted(glob.glob(argument, recursive=True))
-            if "**" in argument:  # which finds what is in the folders as well
+            if "**" in argument:  # which also finds the files in those folders
                 found = [name for name in found if os.path.isfile(name)]
             names += found or [argument]
     files = []
@@ -186,7 +188,7 @@ def find_pictures(
 
 
 def face_splitter(*, keep_crops: bool):
-    """A function from (file, on_bad) to an `Item` for each face, or one that says there is none.
+    """A function from (file, on_bad) to an `Item` for each face, or one `Item` without a face.
 
     `keep_crops`: see `views.face_views`.
     """
@@ -236,8 +238,8 @@ def write_heatmaps(
 ) -> None:
     """FOLDER/<path with _ for />[.face<k>].png: the picture as the detector saw it, and its map.
 
-    A name that is too long, or `taken` by another file (name: file; added to), ends in a number of
-    its path's own.
+    A name that is too long, or `taken` by another file (name: file; updated), ends in a number
+    that depends on its path.
     """
     from mnv4_jax.detector import explain
 
@@ -258,12 +260,12 @@ def write_heatmaps(
 
 
 def _chunks(files: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """`files` in turns; with a progress bar if the standard error is a terminal."""
+    """Yields `files` in chunks; with a progress bar if the standard error is a terminal."""
     with rich.progress.Progress(
         *rich.progress.Progress.get_default_columns(),
         console=rich.console.Console(stderr=True),
         disable=len(files) <= size or not sys.stderr.isatty(),
-        redirect_stdout=sys.stdout.isatty(),  # else the answers would go where the bar goes
+        redirect_stdout=sys.stdout.isatty(),  # otherwise the answers would go to the bar's output
     ) as progress:
         task = progress.add_task("pictures", total=len(files))
         for start in range(0, len(files), size):

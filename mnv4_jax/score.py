@@ -2,9 +2,9 @@
 
 SOURCE is a folder, a glob, a .txt or .parquet list of paths or URLs, a .parquet set with encoded
 bytes, .tar shards, or a prepared set. DIR/scores gets Parquet files with one row a picture: row,
-path, p_fake, label, face, error, reason, checkpoint. Stopped, the same command goes on.
+path, p_fake, label, face, error, reason, checkpoint. After a stop, the same command resumes.
 Runs on Ray Data (pip install -e '.[ray]'): on this machine, or with --ray=HOST:PORT on a cluster.
-Exit status: 0 done, 1 some pictures were unreadable, 2 something to put right.
+Exit status: 0 done, 1 some pictures were unreadable, 2 an error that the user can fix.
 """
 
 import argparse
@@ -19,13 +19,13 @@ import rich.progress
 from input_pipeline import cli, engine
 from mnv4_jax.detector import thresholds
 
-_LINE_EVERY_S = 30.0  # where standard error is no terminal
+_LINE_EVERY_S = 30.0  # if standard error is not a terminal
 
 
 def main() -> int:
     args = parse(sys.argv[1:])
     engine.require()
-    from mnv4_jax.fleet import job as jobs  # with pyarrow and fsspec, which come with Ray
+    from mnv4_jax.fleet import job as jobs  # imports pyarrow and fsspec, which come with Ray
     from mnv4_jax.fleet import summary
 
     find_faces = args.checkpoint is None if args.faces is None else args.faces
@@ -147,7 +147,7 @@ def _lines(total: int, done: int) -> Iterator:
 
 
 class _Rate:
-    """Pictures a second since the first answer."""
+    """Pictures per second since the first answer."""
 
     def __init__(self):
         self._since, self._n = None, 0
@@ -155,7 +155,7 @@ class _Rate:
     def add(self, n: int) -> float:
         now = time.monotonic()
         if self._since is None:
-            self._since = now  # the first block took its time to start
+            self._since = now  # the first block includes the start-up
             return 0.0
         self._n += n
         return self._n / max(now - self._since, 1e-9)

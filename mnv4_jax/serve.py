@@ -1,7 +1,8 @@
-"""Answers in a browser: python -m mnv4_jax.serve [--checkpoint=DIR] [--port=8000]
+"""Serves a detector: python -m mnv4_jax.serve [--checkpoint=DIR] [--port=8000]
 
-A page to drop pictures on, and HTTP beside it (/docs). Only this machine is served unless --host
-says otherwise. Pictures stay in memory. Exit status: 0 stopped, 2 something to put right.
+Serves a page to drop pictures on, and an HTTP interface (/docs). Only this machine has access
+unless --host says otherwise. Pictures stay in memory. Exit status: 0 stopped, 2 an error that the
+user can fix.
 """
 
 import importlib.metadata
@@ -63,7 +64,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen()  # who reads the address may ask at once, and waits
+        listener.listen()  # a request may now follow the printed address; it waits
     except OSError as error:
         raise UserError(
             f"--host={host} --port={port}: {error.strerror}; name another, as --port=8001"

@@ -1,7 +1,7 @@
-"""Makes a trained detector the one in the box: python -m mnv4_jax.ship --checkpoint=runs/shipped
+"""Makes a detector the shipped one: python -m mnv4_jax.ship --checkpoint=runs/shipped
 
-Writes mnv4_jax/shipped/detector.safetensors, which `predict`, `evaluate` and `convert` take where
-no --checkpoint is given. Exit status: 0 done, 2 something to put right.
+Writes mnv4_jax/shipped/detector.safetensors, which `predict`, `evaluate` and `convert` use without
+--checkpoint. Exit status: 0 done, 2 an error that the user can fix.
 """
 
 import sys

@@ -1,4 +1,4 @@
 """The demo set's people and portraits.
 
-Knows how to draw. Must not know files, batches or models.
+Only draws. Must not use files, batches or models.
 """

@@ -1,7 +1,7 @@
-"""Who is in a portrait, and how it was taken.
+"""The person in a portrait, and how it was taken.
 
 A `Person` is what stays the same from picture to picture (head, features, hair, the grain of the
-skin); a `Shot` is what does not (pose, light, expression, what stands behind).
+skin). A `Shot` is what changes (pose, light, expression, background).
 Lengths are in face units: origin between the eyes and the mouth, `u` to the right, `v` down, the
 chin at v = 1; one unit is about 50 px. Colours are RGB in [0, 1], [3, 1, 1] float32, as the
 painting in `portraits` is done channel by channel.
@@ -72,7 +72,7 @@ class Person:
 
 @dataclasses.dataclass(frozen=True)
 class Shot:
-    """What one picture adds. `light` points from the face to the lamp: (right, down, nearer)."""
+    """What varies by picture. `light` points from the face to the lamp: (right, down, nearer)."""
 
     scale_px: float  # pixels in a face unit
     centre_px: tuple[float, float]
@@ -91,7 +91,7 @@ class Shot:
 
 
 def sample_person(rng: np.random.Generator) -> Person:
-    """A person; the same generator state gives the same one."""
+    """A random person; the same generator state gives the same one."""
 
     def between(low, high):
         return float(rng.uniform(low, high))
@@ -134,7 +134,7 @@ def sample_person(rng: np.random.Generator) -> Person:
 
 
 def sample_shot(rng: np.random.Generator) -> Shot:
-    """The circumstances of one picture."""
+    """A random shot."""
     aside, above = rng.uniform(0.6, 0.9), rng.uniform(-0.2, 1.0)  # of 1; radians: lamps hang
     light = (
         rng.choice([-1, 1]) * aside * np.cos(above),

@@ -1,7 +1,7 @@
-"""Paints a person in a shot: from the background forward, each layer over the last.
+"""Paints a person in a shot, layer over layer from the background to the front.
 
-Everything is drawn on one grid of face coordinates (see `people`), `u` and `v` [128, 128] float32;
-a shape is a function of them that is above 0 inside, and a mask is that function made soft.
+Everything is drawn on one grid of face coordinates (see `people`), `u` and `v` [128, 128] float32.
+A shape is a function of them that is above 0 inside; a mask is such a function with soft edges.
 While painting, a picture is [3, 128, 128] float32 RGB.
 """
 
@@ -17,7 +17,7 @@ SIZE_PX = 128
 
 
 class Portrait(NamedTuple):
-    """A picture before the camera, and what a face swap needs to know of it."""
+    """A picture before camera effects, with the landmarks and region for a face swap."""
 
     image: np.ndarray  # [128, 128, 3] float32 RGB in [0, 1]
     landmarks: np.ndarray  # [8, 2] float32 px (x, y): eyes' outer and inner ends, nose, mouth, chin
@@ -25,7 +25,7 @@ class Portrait(NamedTuple):
 
 
 def render(person: Person, shot: Shot, rng: np.random.Generator) -> Portrait:
-    """One person in one shot; `rng` draws what is neither: strands, pores, weave."""
+    """Renders a person in a shot; `rng` draws the rest: strands, pores, weave."""
     x, y = np.meshgrid(np.arange(SIZE_PX, dtype=np.float32), np.arange(SIZE_PX, dtype=np.float32))
     dx, dy = x - shot.centre_px[0], y - shot.centre_px[1]
     cos, sin = math.cos(shot.roll) / shot.scale_px, math.sin(shot.roll) / shot.scale_px
@@ -71,7 +71,7 @@ def _bump(u: np.ndarray, v: np.ndarray, width: float, height: float) -> np.ndarr
 
 
 def _paint(image: np.ndarray, mask: np.ndarray, colour) -> np.ndarray:
-    """`colour` laid over `image` where `mask` [H, W] says."""
+    """Lays `colour` over `image` by `mask` [H, W]."""
     painted = colour - image
     painted *= mask
     painted += image
@@ -112,7 +112,7 @@ def _background(shot: Shot, x, y, rng: np.random.Generator) -> np.ndarray:
 
 
 def _body(image, person: Person, shot: Shot, u, v, noise) -> np.ndarray:
-    """Hair that falls behind, neck and shoulders."""
+    """Hair behind the head, neck and shoulders."""
     sharp = shot.scale_px / 2
     if person.hair_style == "long":
         wide = person.head_width + 0.14
@@ -134,7 +134,7 @@ def _body(image, person: Person, shot: Shot, u, v, noise) -> np.ndarray:
 
 
 def _pores(noise: np.ndarray, person: Person, shot: Shot) -> np.ndarray:
-    """The relief of the skin: noise in one octave, of unit deviation."""
+    """The relief of the skin: noise in one octave, of standard deviation 1."""
     sigma = person.grain_px * shot.scale_px / 49
     band = cv2.GaussianBlur(noise, (0, 0), sigma) - cv2.GaussianBlur(noise, (0, 0), 1.6 * sigma)
     return band * (person.grain_height / band.std())
@@ -149,7 +149,7 @@ def _outline(person: Person, u, v) -> np.ndarray:
 
 
 def _facial_region(person: Person, shot: Shot, u, v) -> np.ndarray:
-    """Above 0 in what a face swap replaces: from over the brows to the chin, within the cheeks."""
+    """Above 0 in the region that a face swap replaces: from above the brows to the chin."""
     turn = 0.1 * shot.yaw
     middle = 0.5 * (person.eye_y - 0.3 + 0.9)
     half = 0.9 - middle
@@ -157,7 +157,7 @@ def _facial_region(person: Person, shot: Shot, u, v) -> np.ndarray:
 
 
 class _Face(NamedTuple):
-    """Coordinates that the features are drawn in, [128, 128] each: the face is symmetrical."""
+    """Coordinates for drawing the features, [128, 128] each; the face is symmetrical."""
 
     u: np.ndarray
     v: np.ndarray
@@ -211,7 +211,7 @@ def _head(image, person: Person, shot: Shot, u, v, noise) -> np.ndarray:
 
 
 def _lit(person: Person, shot: Shot, face: _Face, pores: np.ndarray) -> np.ndarray:
-    """How much light every point of the head sends back: Lambert's law on its relief."""
+    """Light reflected by every point of the head: Lambert's law on its relief."""
     nx, ny = face.u / (1.1 * person.head_width), face.v / 1.2  # an ellipsoid
     nz = np.sqrt(np.clip(1 - nx**2 - ny**2, 0.05, 1))
     ridge = np.clip((face.v - person.eye_y) / (person.nose_y - person.eye_y), 0, 1)
@@ -236,7 +236,7 @@ def _lit(person: Person, shot: Shot, face: _Face, pores: np.ndarray) -> np.ndarr
 
 
 def _complexion(person: Person, face: _Face, noise: np.ndarray) -> np.ndarray:
-    """Skin before it is lit: blotches, red cheeks, freckles."""
+    """Colour of the unlit skin: blotches, red cheeks, freckles."""
     blotches = cv2.GaussianBlur(noise, (0, 0), 5) * 5
     cheeks = _bump(face.aside - 0.42, face.v - 0.3, 0.2, 0.2)
     freckles = _soft(face.spots - 0.55, 4) * _bump(face.aside - 0.2, face.v - 0.15, 0.4, 0.25)
@@ -262,7 +262,7 @@ def _eyes(image, person: Person, shot: Shot, face: _Face, lit) -> np.ndarray:
 
 
 def _hair(image, person: Person, face: _Face, growth, lit, noise) -> np.ndarray:
-    """Brows, beard (where `growth` is 1) and what falls over the forehead."""
+    """Brows, beard (where `growth` is 1) and the hair over the forehead."""
     u, v = face.u, face.v
     strands = cv2.GaussianBlur(noise, (0, 0), 0.7, sigmaY=3)
     hair = person.hair * ((0.45 + 0.6 * lit) * (1 + 0.8 * strands))

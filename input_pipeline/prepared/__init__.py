@@ -1,4 +1,4 @@
 """Sets prepared as ArrayRecord shards, and pictures that their splits share.
 
-Knows TFDS and sources. Must not know batches or models.
+May import TFDS and sources. Must not import batches or models.
 """

@@ -1,11 +1,11 @@
-"""Near copies by banding: all pairs of 64-bit hashes within some bits, group by group.
+"""Near copies by banding: all pairs of 64-bit hashes within a Hamming distance, group by group.
 
-Cut 64 bits into B blocks. Hashes that differ in at most d bits agree in at least B − d blocks, so
-each such pair meets in a group of one of the C(B, B − d) tables, each of which groups the hashes by
-some B − d blocks. Tables do not depend on each other: a task of Ray takes one. More blocks mean
-more tables and smaller groups; how many are best depends on the number of hashes. (Greene, Parnas,
-Yao, "Multi-index hashing for information retrieval", FOCS 1994. `leaks.pairs_within` finds the same
-in one process, by looking up neighbours.)
+Cut 64 bits into B blocks. Hashes that differ in at most d bits agree in at least B − d blocks. Each
+of the C(B, B − d) tables groups the hashes by some B − d blocks, so each such pair shares a group
+in some table. Tables are independent: each Ray task takes one. More blocks mean more tables and
+smaller groups; the best number depends on the number of hashes. (Greene, Parnas, Yao, "Multi-index
+hashing for information retrieval", FOCS 1994. `leaks.pairs_within` finds the same pairs in one
+process, by looking up neighbours.)
 """
 
 import itertools
@@ -17,14 +17,14 @@ import numpy as np
 from input_pipeline.prepared import leaks
 
 _BITS = 64
-# Seconds a hash is sorted in, and a pair compared in, as `benchmarks/near_duplicates.py` sees them:
-# only their ratio matters, and only for the number of blocks.
+# Seconds to sort a hash and to compare a pair, measured by `benchmarks/near_duplicates.py`. Only
+# their ratio matters, and only for the number of blocks.
 _SORT_S, _PAIR_S = 1e-7, 2e-8
 
 
 def tables(count: int, max_distance: int) -> list[list[int]]:
-    """The tables for `count` hashes: each a list of masks, first of the blocks it groups by (one
-    mask), then of those blocks that must differ there, so that a pair is found in one table only.
+    """The tables for `count` hashes. Each is a list of masks: first one mask of all blocks it
+    groups by, then the blocks that must differ there, so that only one table finds a pair.
     """
     blocks = best_blocks(count, max_distance)
     masks = _masks(blocks)
@@ -36,7 +36,7 @@ def tables(count: int, max_distance: int) -> list[list[int]]:
 
 
 def best_blocks(count: int, max_distance: int) -> int:
-    """Into how many blocks to cut, by the expected cost for evenly spread hashes."""
+    """The number of blocks with the least expected cost for evenly spread hashes."""
 
     def cost(blocks: int) -> float:
         agreeing = blocks - max_distance
@@ -53,7 +53,7 @@ def _masks(blocks: int) -> list[int]:
 
 
 def pairs_in(hashes: np.ndarray, table: Sequence[int], max_distance: int) -> np.ndarray:
-    """The pairs that this table has to find.
+    """The pairs that one table has to find.
 
     Args:
         hashes: [N] uint64.
@@ -70,7 +70,7 @@ def _pairs_in(hashes: np.ndarray, table: Sequence[int], max_distance: int) -> It
     keys = hashes & group
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
-    # Behind each hash, the others of its group.
+    # For each hash, the hashes of its group that follow it.
     ends = np.flatnonzero(np.append(keys[1:] != keys[:-1], True)) + 1
     sizes = np.diff(ends, prepend=0)
     after = np.arange(1, len(keys) + 1)

@@ -1,6 +1,6 @@
 """The prepared set as a TFDS dataset: ArrayRecord shards that hold the files' own bytes.
 
-Written and read without TensorFlow. The records lie in the order of the image folder, so a run sees
+Written and read without TensorFlow. The records are in the order of the image folder, so a run sees
 the same batches from either.
 """
 
@@ -34,7 +34,7 @@ class Split:
     source: Source
     keep: Sequence[int]  # positions in `source`
     n_bytes: int  # of all their files
-    record_bytes: int = 0  # of their records; where others write them, see `DeepfakeFaces`
+    record_bytes: int = 0  # of their records; for `write_shards` of `DeepfakeFaces`
 
     def ids(self) -> list[str]:
         return [self.source.ids[i] for i in self.keep]
@@ -50,8 +50,8 @@ class Split:
 class DeepfakeFaces(tfds.core.GeneratorBasedBuilder):
     """Faces, 0 fake and 1 real, as encoded pictures.
 
-    `metadata.json` holds the ids, labels and groups of every split a second time, so that a reader
-    knows them without going through the records.
+    `metadata.json` also holds the ids, labels and groups of every split, so that a reader need not
+    go through the records.
     """
 
     name = NAME
@@ -71,9 +71,9 @@ class DeepfakeFaces(tfds.core.GeneratorBasedBuilder):
             data_dir: where to write; the set goes to data_dir/deepfake_faces/1.0.0.
             splits: split name ("Train") to pictures; an empty split is left out.
             facts: kept in metadata.json beside the splits: JSON values.
-            on_written: called once a picture.
-            write_shards: called with a split and (path, first, stop) of each of its shards, to
-                write them; None: they are written here, see `write`. The shards are the same.
+            on_written: called after each picture.
+            write_shards: writes the shards of a split, given (path, first, stop) of each; None:
+                `write` writes them. The shards are the same.
         """
         self._splits = {name.lower(): split for name, split in splits.items() if split.keep}
         self._facts = facts
@@ -101,7 +101,7 @@ class DeepfakeFaces(tfds.core.GeneratorBasedBuilder):
         return [self._generate_shards(name, split) for name, split in self._splits.items()]
 
     def _generate_shards(self, name: str, split: Split) -> tfds.core.SplitInfo:
-        """As TFDS cuts a split into shards whose records keep their order."""
+        """Cuts a split into shards as TFDS does; the records keep their order."""
         template = self._get_filename_template(split_name=name)
         count = shard_utils.ShardConfig().get_number_shards(split.record_bytes, len(split.keep))
         edges = [0, *shard_utils.get_shard_boundaries(len(split.keep), count)]
@@ -135,23 +135,23 @@ class DeepfakeFaces(tfds.core.GeneratorBasedBuilder):
             self._on_written()
 
     def write(self) -> None:
-        """Writes the set, all or nothing: TFDS works in a temporary folder and renames it.
+        """Writes the set atomically: TFDS works in a temporary folder and renames it.
 
         Raises:
-            UserError: a split is larger than the memory that is free.
+            UserError: a split is larger than the free memory.
             OSError: a file could not be read, or the disk is full.
         """
         if self._write_shards is None:
             self._check_memory()
         shuffle.MAX_MEM_BUFFER_SIZE = sys.maxsize
         tfds.disable_progress_bar()
-        # It also prints about downloads that do not happen, and makes an empty folder for them.
+        # TFDS also prints about downloads that do not happen, and makes an empty folder for them.
         with tempfile.TemporaryDirectory() as nothing, contextlib.redirect_stdout(io.StringIO()):
             self.download_and_prepare(file_format="array_record", download_dir=nothing)
 
     def _check_memory(self) -> None:
-        # TFDS collects a split before it writes shards: up to 1 GB in memory, more than that in
-        # temporary files that it can only open through TensorFlow. So everything stays in memory.
+        # TFDS collects a split before it writes shards: up to 1 GB in memory, the rest in temporary
+        # files that it can only open through TensorFlow. So keep everything in memory.
         largest = max(self._splits, key=lambda name: self._splits[name].n_bytes)
         need, free = self._splits[largest].n_bytes, psutil.virtual_memory().available
         if need * 1.1 > free:
@@ -179,14 +179,14 @@ def _serializer() -> tuple[tfds.features.FeaturesDict, example_serializer.Serial
 
 
 def record(image: bytes, label: int, id: str, group: str) -> bytes:
-    """What a shard holds of a picture, as TFDS writes it."""
+    """The record of a picture, as TFDS writes it."""
     features, serializer = _serializer()
     example = {"image": image, "label": label, "id": id, "group": group}
     return serializer.serialize_example(features.encode_example(example))
 
 
 def write_shard(path: str, part: Source, groups: Sequence[str] | None) -> None:
-    """One shard of all pictures of `part`. Raises OSError where one cannot be read any more."""
+    """Writes the pictures of `part` as one shard. Raises OSError if one cannot be read any more."""
     draft = f"{path}.{os.getpid()}"
     writer = array_record_module.ArrayRecordWriter(draft, "group_size:1")  # as TFDS writes them
     for i, name in enumerate(part.ids):

@@ -1,4 +1,4 @@
-"""The faces of a set, cut out once into a folder laid out as the set is: `prepare --faces`."""
+"""`prepare --faces`: cuts out the faces of a set, into a folder with the same layout."""
 
 import io
 import os
@@ -28,16 +28,16 @@ def write(
 ) -> list[str]:
     """Writes OUT/<split>/<class>/<name>.jpg, the largest face of every picture of `sources`.
 
-    All pictures take one path, whatever their class: a square of `faces.MARGIN` times the face, or
-    the largest that fits; `SIDE_PX` square by area; JPEG of quality 90 without metadata. A file is
-    there whole or not at all, and one that is there is not made again.
+    Both classes are treated alike: a square of `faces.MARGIN` times the face, or the largest that
+    fits; scaled to `SIDE_PX` by area; JPEG of quality 90 without metadata. Files are written
+    atomically, and existing ones are not made again.
 
     Args:
       sources: by split.
       on_done: called after every picture.
 
     Returns:
-      A line for each picture left out, with the reason; they stand in OUT/no_face.txt as well.
+      A line for each picture left out, with the reason; also written to OUT/no_face.txt.
     """
     finders = threading.local()
 
@@ -50,7 +50,7 @@ def write(
         try:
             if not file.exists():
                 if not hasattr(finders, "find"):
-                    finders.find = FaceFinder()  # one a thread: it keeps its last input
+                    finders.find = FaceFinder()  # one per thread: it keeps its last input
                 face = largest(finders.find(decode(source.read(i))))
                 if face is None:
                     return f"{source.ids[i]}\tno face found"

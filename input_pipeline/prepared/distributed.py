@@ -1,8 +1,8 @@
-"""`prepare --ray`: fingerprints, near copies and shards by tasks of Ray, for sets that one process
-cannot hold. The answers are those of one process.
+"""`prepare --ray`: Ray tasks compute fingerprints, near copies and shards, for sets too large for
+one process. The results are the same as those of one process.
 
-The driver keeps 32 bytes a picture besides its name; thumbnails lie in files. `out` must be a
-folder that every machine sees.
+The driver keeps 32 bytes per picture besides its name; thumbnails are in files. `out` must be a
+folder that all machines share.
 """
 
 import os
@@ -20,11 +20,11 @@ from input_pipeline.sources import FileSource, Source, printable
 
 SCRATCH = ".fingerprints"
 _CHUNK = 256  # pictures in a task
-_PAIRS = 8192  # compared in a task
+_PAIRS = 8192  # pairs compared in a task
 
 
 class Chunk(NamedTuple):
-    """What a task found of some pictures that follow each other.
+    """What a task found about some consecutive pictures.
 
     Attributes:
         readable: [R] int64 positions in the source.
@@ -43,8 +43,8 @@ class Chunk(NamedTuple):
 
 
 def look(part: FileSource, groups: list[str] | None, first: int, thumbnails: str) -> Chunk:
-    """A task: the pictures of `part`, which begins at `first` in its split. Their thumbnails go to
-    the file `thumbnails`, [R, 32, 32] uint8."""
+    """A task: scans the pictures of `part`, which begins at `first` in its split. Writes their
+    thumbnails to the file `thumbnails`, [R, 32, 32] uint8."""
     rows, small, unreadable = [], [], []
     for i, name in enumerate(part.ids):
         if printable(name) != name:
@@ -67,13 +67,13 @@ def look(part: FileSource, groups: list[str] | None, first: int, thumbnails: str
     os.replace(draft, thumbnails)
     columns = zip(*rows, strict=True) if rows else [[]] * 6
     types = (np.int64, np.int64, np.int64, "V16", np.uint64, bool)
-    # V16: NumPy takes the zeros at the end of an S16 for padding.
+    # V16: NumPy treats zeros at the end of an S16 as padding.
     arrays = [np.array(list(c), t) for c, t in zip(columns, types, strict=True)]
     return Chunk(*arrays, unreadable)
 
 
 class Scan:
-    """What all tasks found: of each split, and over all splits in their order."""
+    """What all tasks found: by split, and over all splits in their order."""
 
     def __init__(self, found: dict[str, list[Chunk]], scratch: pathlib.Path):
         chunks = [chunk for of_split in found.values() for chunk in of_split]
@@ -89,7 +89,7 @@ class Scan:
         self._starts = np.cumsum([0, *(len(chunk.readable) for chunk in chunks)])
 
     def thumbnail_files(self, positions: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
-        """(file, where in `positions`, row in the file) of each file that holds some of them."""
+        """(file, indices into `positions`, rows in the file) of each file with some of them."""
         chunk = np.searchsorted(self._starts, positions, side="right") - 1
         out = []
         for number in np.unique(chunk):
@@ -114,7 +114,7 @@ def scan(
     out: pathlib.Path,
     on_read: Callable[[int], None],
 ) -> Scan:
-    """Looks at every picture. `on_read` is told how many more were looked at."""
+    """Scans every picture. Calls `on_read` with the number of pictures in each scanned chunk."""
     scratch = out / SCRATCH
     scratch.mkdir(exist_ok=True)
     spans = [
@@ -137,7 +137,7 @@ def scan(
 
 
 def find_duplicates(ray: ModuleType, found: Scan) -> leaks.Duplicates:
-    """What `leaks.find_duplicates` finds, by banding and groups, see banding.py."""
+    """The result of `leaks.find_duplicates`, by banding, see banding.py."""
     _, first, inverse, count = np.unique(
         found.digest, return_index=True, return_inverse=True, return_counts=True
     )
@@ -183,7 +183,7 @@ def _correlation(ray: ModuleType, found: Scan, pairs: np.ndarray) -> np.ndarray:
 
 
 def correlate(files: list, count: int, pairs: np.ndarray) -> np.ndarray:
-    """A task: the correlation of each pair, by rows of the `count` thumbnails in `files`."""
+    """A task: the correlation of each pair of rows of the `count` thumbnails in `files`."""
     thumbnails = np.empty((count, leaks.THUMBNAIL_PX**2), np.uint8)
     for file, where, rows in files:
         thumbnails[where] = np.load(file, mmap_mode="r")[rows]
@@ -193,7 +193,7 @@ def correlate(files: list, count: int, pairs: np.ndarray) -> np.ndarray:
 def write_shards(
     ray: ModuleType, on_written: Callable[[int], None]
 ) -> Callable[[builder.Split, Sequence[tuple[str, int, int]]], None]:
-    """How `builder.DeepfakeFaces` has the shards of a split written: a task each."""
+    """A `write_shards` for `builder.DeepfakeFaces` that writes each shard in its own task."""
 
     def write(split: builder.Split, shards: Sequence[tuple[str, int, int]]) -> None:
         groups = split.groups()

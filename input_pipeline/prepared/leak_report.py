@@ -1,4 +1,4 @@
-"""What the duplicates of a set mean for its figures: counts, lists, and a page to read."""
+"""Reports the duplicates of a set: counts, lists, and a page to read."""
 
 import dataclasses
 from collections import Counter, defaultdict
@@ -23,7 +23,7 @@ class Picture:
 def copies_elsewhere(
     pictures: Sequence[Picture], duplicates: leaks.Duplicates
 ) -> dict[int, set[str]]:
-    """Position of a picture → the other splits in which it has a copy; only those that have."""
+    """Position of a picture → the other splits with a copy of it; only pictures with copies."""
     elsewhere = defaultdict(set)
     for left, right in duplicates.linked():
         splits = [{pictures[i].split for i in group} for group in (left, right)]
@@ -35,7 +35,7 @@ def copies_elsewhere(
 
 
 def training_copies(elsewhere: dict[int, set[str]], pictures: Sequence[Picture]) -> set[int]:
-    """Those of Train with a copy in Validation or Test: what --drop_leaks leaves out."""
+    """Pictures of Train with a copy in Validation or Test: --drop_leaks leaves these out."""
     return {i for i in elsewhere if pictures[i].split == "Train"}
 
 

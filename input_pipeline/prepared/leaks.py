@@ -1,10 +1,10 @@
-"""Which pictures of a set are the same picture, above all where one of them is in another split.
+"""Finds copies of a picture within a set, above all copies in another split.
 
 A copy of a Test picture in Train makes the Test figures too good. Byte-equal copies are found by
 their digest, near copies (re-encoded, resized, the next frame of a video) in two stages: a
-perceptual hash names candidates, and a small thumbnail of both decides. The hash alone would not
-do: aligned faces share their low frequencies, and on 30,000 DFDC crops 27,000 pairs lie within 8 of
-64 bits, most of them of different people.
+perceptual hash finds candidates, and small thumbnails of both decide. The hash alone does not
+suffice: aligned faces share their low frequencies, and on 30,000 DFDC crops 27,000 pairs lie within
+8 of 64 bits, most of them of different people.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from PIL import Image
 from input_pipeline.decode import decode
 
 # Chosen by looking at pairs of two real sets (DFDC crops, FFHQ): above 0.97 nearly all show one
-# scene, around 0.95 the same person at another time begins. Where in doubt a pair counts: a
-# training picture left out costs little, a leak left in costs the result.
+# scene; around 0.95 some show the same person at another time. A doubtful pair counts as a copy: a
+# training picture left out costs little, but a remaining leak spoils the result.
 MAX_DISTANCE = 8  # bits of 64
 MIN_CORRELATION = 0.97
 THUMBNAIL_PX = 32
@@ -30,12 +30,12 @@ MIN_CONTRAST = 4.0  # standard deviation of the thumbnail, of 255; flatter ones 
 
 _CHUNK_BITS = 16
 _CHUNKS = 64 // _CHUNK_BITS
-_BLOCK = 1 << 22  # candidate pairs looked at together: about 200 MiB
+_BLOCK = 1 << 22  # candidate pairs compared at once: about 200 MiB
 
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-    """What is kept of a picture to compare it with 200,000 others: 1.1 kB."""
+    """Data to compare a picture with 200,000 others: 1.1 kB."""
 
     digest: bytes  # of the file's bytes: equal digests are one file
     phash: int  # 64 bits
@@ -43,9 +43,9 @@ class Fingerprint:
 
 
 def fingerprint(data: bytes) -> Fingerprint:
-    """Fingerprint of an encoded picture. Raises DecodeError where training would leave it out."""
+    """Fingerprint of an encoded picture. Raises DecodeError if training would leave it out."""
     pixels = decode(data)
-    # Shrunk before it turns grey: a tenth of the time for large pictures.
+    # Shrink it before turning it grey: this takes a tenth of the time for large pictures.
     small = cv2.resize(pixels, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA)
     thumbnail = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     bits = imagehash.phash(Image.fromarray(thumbnail)).hash  # [8, 8] bool
@@ -58,11 +58,11 @@ def fingerprint(data: bytes) -> Fingerprint:
 
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
-    """Every copy in a set of N pictures, as positions in the list of fingerprints.
+    """All copies in a set of N pictures, as positions in the list of fingerprints.
 
     Attributes:
         exact: groups of two or more byte-equal files, each ascending.
-        near: [M, 2] int64 pairs, each member the first of its byte-equal files, left < right.
+        near: [M, 2] int64 pairs, left < right; of byte-equal files, only the first occurs.
         distance: [M] Hamming distance of the two hashes, in bits.
         correlation: [M] of the two thumbnails, at most 1.
         flat: pictures without enough contrast to be compared; only `exact` covers them.
@@ -75,7 +75,7 @@ class Duplicates:
     flat: list[int]
 
     def linked(self) -> Iterator[tuple[list[int], list[int]]]:
-        """Pairs of groups, every picture of one being a copy of every picture of the other."""
+        """Pairs of groups; every picture of one is a copy of every picture of the other."""
         group_of = {group[0]: group for group in self.exact}
         for group in self.exact:
             yield group, group
@@ -118,8 +118,8 @@ def pairs_within(hashes: np.ndarray, max_distance: int) -> np.ndarray:
     max_distance = 4 r + a, every such pair agrees to within r bits in one of the first a + 1 chunks
     or to within r - 1 bits in one of the others, so only those neighbourhoods are looked up: 188
     of 65,536 buckets at 8 bits. For n evenly spread hashes that is 188 n look-ups and about
-    n² / 700 candidates where all pairs are n² / 2; hashes crowded into few buckets cost more, at
-    worst all pairs. Memory is bounded. 190,000 hashes take seconds.
+    n² / 700 candidates, out of n² / 2 pairs. Hashes crowded into few buckets cost more, at worst
+    all pairs. Memory is bounded. 190,000 hashes take seconds.
 
     Args:
         hashes: [N] uint64.
@@ -130,7 +130,7 @@ def pairs_within(hashes: np.ndarray, max_distance: int) -> np.ndarray:
     radius, rest = divmod(max_distance, _CHUNKS)
     found = [np.empty(0, np.int64)]
     for chunk in range(_CHUNKS):
-        # Chunk 0 holds the bits of the finest waves, in which faces differ most: the small buckets.
+        # Chunk 0 holds the highest frequencies, in which faces differ most: its buckets are small.
         shifted = hashes >> np.uint64(_CHUNK_BITS * chunk)
         keys = (shifted & np.uint64((1 << _CHUNK_BITS) - 1)).astype(np.int64)
         order = np.argsort(keys, kind="stable")
@@ -155,7 +155,7 @@ def _masks(radius: int) -> Iterator[int]:
 
 
 def expand(first: np.ndarray, last: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Ranges first[i]:last[i] as blocks of (i, element), about _BLOCK elements at a time."""
+    """Expands ranges first[i]:last[i] to blocks of (i, element), about _BLOCK elements each."""
     counts = last - first
     ends = np.cumsum(counts)
     row = 0

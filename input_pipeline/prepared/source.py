@@ -28,10 +28,10 @@ class TfdsSource:
         Args:
             data_dir: the --out of prepare, or the folder with dataset_info.json somewhere below it.
             split: "Train", "Validation" or "Test", in any case.
-            one_class: whether a split of one class will do.
+            one_class: accept a split of one class.
 
         Raises:
-            UserError: no such set or split, one class only, or a set of another writer.
+            UserError: no such set or split, only one class, or another program wrote the set.
         """
         self._data_dir, self._split = os.fspath(data_dir), split.lower()
         self._one_class = one_class
@@ -59,17 +59,17 @@ class TfdsSource:
         return len(self.ids)
 
     def read(self, i: int) -> bytes:
-        """The encoded picture `i`, byte for byte the file it was made from."""
-        # TFDS's own decoding of a record takes twice as long (0.15 ms) and holds the GIL meanwhile.
+        """The encoded picture `i`, with the same bytes as its original file."""
+        # TFDS's own decoding of a record takes twice as long (0.15 ms) and holds the GIL.
         try:
             example = tf_example_pb2.Example.FromString(self._records[i])
             return example.features.feature["image"].bytes_list.value[0]
-        except (RuntimeError, IndexError, DecodeError) as error:  # a shard missing, cut, damaged
+        except (RuntimeError, IndexError, DecodeError) as error:  # missing or damaged shard
             reason = str(error).split("\n", 1)[0]
             raise OSError(f"its shard in {self._data_dir} cannot be read: {reason}") from error
 
     def stamp(self, i: int) -> bytes:
-        """That of all shards together and the place of the picture in them."""
+        """Depends on all shards and on the position of the picture in them."""
         return hashlib.blake2b(self._shards_stamp + i.to_bytes(8), digest_size=16).digest()
 
     @functools.cached_property
@@ -103,7 +103,7 @@ def _builder(data_dir: str) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder_from_directory(found[0].parent)
         builder.info.metadata["splits"]
-    except (ValueError, ParseError) as error:  # a file cut short, or written over
+    except (ValueError, ParseError) as error:  # a truncated or overwritten file
         raise UserError(f"{found[0].parent}: damaged: {str(error).splitlines()[0]}") from None
     except KeyError:
         raise UserError(

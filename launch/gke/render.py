@@ -28,7 +28,7 @@ def hosts_and_chips(topology: str) -> tuple[int, int]:
 
 
 def render(flags: argparse.Namespace) -> str:
-    """The manifest as YAML; values are written as JSON, which YAML takes."""
+    """The manifest as YAML; values are written as JSON, which is valid YAML."""
     hosts, chips = hosts_and_chips(flags.topology)
     selector = {
         "cloud.google.com/gke-tpu-accelerator": flags.accelerator,

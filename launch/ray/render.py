@@ -6,7 +6,7 @@
     python launch/ray/render.py cluster --name=archive --image=IMAGE --workers=8 \
         --project=PROJECT --zone=us-central1-a > cluster.yaml
 
-What follows `--` are the flags of mnv4_jax.score; --ray=auto is added.
+The flags after `--` are those of mnv4_jax.score; --ray=auto is added.
 """
 
 import argparse
@@ -31,13 +31,13 @@ _DISK = {
 
 
 def entrypoint(score_flags: list[str]) -> str:
-    """The job's shell command. Status 1 says that some pictures were unreadable: no failure."""
+    """The job's shell command. Status 1 (some pictures were unreadable) is not a failure."""
     command = ["python", "-m", "mnv4_jax.score", "--ray=auto", *score_flags]
     return f"{shlex.join(command)} || test $? -eq 1"
 
 
 def render(flags: argparse.Namespace) -> str:
-    """The file as YAML; values are written as JSON, which YAML takes."""
+    """The file as YAML; values are written as JSON, which is valid YAML."""
     values = {"name": flags.name, "image": flags.image, "workers": flags.workers}
     if flags.kind == "rayjob":
         resources = {"cpu": str(flags.cpus), "memory": f"{flags.memory_gib}Gi"}
@@ -87,7 +87,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--project", help="of Google Cloud; for cluster")
     parser.add_argument("--zone", default="us-central1-a", help="for cluster")
     parser.add_argument("--machine", default="n2-standard-16", help="for cluster")
-    # Not by argparse, which gives a positional that may be empty its nothing too early.
+    # Split before argparse, which would match a positional that may be empty too early.
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
     flags = parser.parse_args(own)
     flags.score_flags = arguments[len(own) + 1 :]

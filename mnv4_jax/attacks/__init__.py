@@ -1,4 +1,4 @@
-"""Attacks: small changes of a picture that make a detector give the wrong answer.
+"""Attacks: small changes to a picture that make a detector give the wrong answer.
 
-Knows functions from pictures to logits, and pixels. Knows nothing of files, checkpoints or reports.
+Uses only pixels and functions from pictures to logits; no files, checkpoints or reports.
 """

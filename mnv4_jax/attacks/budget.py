@@ -1,4 +1,4 @@
-"""How far an attack may go, and what a picture file keeps of it."""
+"""The budget of an attack, and the rounding of its result to a picture file."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,10 @@ Logits = Callable[[jax.Array], jax.Array]
 
 
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """[B, 2], [B] -> [B]: the wrong class's logit less the true one's. Positive: a wrong answer.
+    """[B, 2], [B] -> [B]: the wrong class's logit minus the true one's. Positive: a wrong answer.
 
     With two classes the difference of logits ratio (Croce and Hein, ICML 2020, eq. 6) has no scale
-    to divide by, and this is what is left of it.
+    to divide by, and only this difference remains.
     """
     wrong = jnp.take_along_axis(logits, 1 - labels[:, None], axis=1)[:, 0]
     true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
@@ -45,9 +45,9 @@ def project(x: jax.Array, original: jax.Array, budget: jax.Array, norm: str) -> 
 
 
 def as_file(x: jax.Array, original: jax.Array, budget: jax.Array, norm: str) -> jax.Array:
-    """`x` with the whole pixel values a file can hold, still within an L∞ `budget`.
+    """`x` rounded to whole pixel values, as a file holds them, still within an L∞ `budget`.
 
-    Under "l2" each value is rounded to the nearest, which may leave the ball by a little.
+    Under "l2" each value is rounded to the nearest one, which may exceed the budget slightly.
     """
     pixels, base = jnp.round(x * 255), jnp.round(original * 255)
     if norm == "linf":

@@ -1,7 +1,7 @@
 """Attacks that follow the detector's own gradient: FGSM, PGD and APGD.
 
 All are pure functions for `jax.jit`. Pictures are [B, H, W, 3] float in [0, 1] whose values are
-whole 255ths, and so are those that come back; `budget` is a share of full scale, such as 2/255.
+whole 255ths, before and after; `budget` is a share of full scale, such as 2/255.
 """
 
 import functools
@@ -17,7 +17,7 @@ def fgsm(logits: Logits, images, labels, budget, key, *, random_start: bool = Fa
     """One step of the whole budget along the sign of the gradient (Goodfellow et al., ICLR 2015).
 
     Args:
-      random_start: begin anywhere within the budget (Wong et al., ICLR 2020).
+      random_start: start at a random point within the budget (Wong et al., ICLR 2020).
     """
     start = _anywhere(images, budget, key, "linf") if random_start else images
     step = jnp.sign(_gradient(logits, "ce", start, labels))
@@ -33,9 +33,9 @@ def pgd(
     """Projected gradient ascent from random starts (Madry et al., ICLR 2018).
 
     Args:
-      steps: may be traced: one program serves for any number of them.
-      step_size: a share of the budget; by default 2.5 / steps, which reaches any point of it.
-      restarts: the strongest of so many, picture by picture.
+      steps: may be traced: one program works for any number of them.
+      step_size: a share of the budget; by default 2.5 / steps, which can reach any point of it.
+      restarts: number of attempts; takes the strongest for each picture.
       norm: "linf" or "l2"; the budget is of that norm.
       loss: "ce" or "margin".
     """
@@ -56,7 +56,7 @@ def ascend(
     loss: Callable[[jax.Array], jax.Array], images, budget, key, *,
     steps: int, step_size: float, norm: str = "linf",
 ) -> jax.Array:  # fmt: skip
-    """[B, H, W, 3] within `budget` of `images` where `loss` ([B, H, W, 3] -> [B]) is large: `steps`
+    """[B, H, W, 3] within `budget` of `images` with a large `loss` ([B, H, W, 3] -> [B]): `steps`
     of `step_size` (a share of the budget) from a random start, without rounding to a file."""
 
     def step(_, x):
@@ -70,7 +70,7 @@ def apgd(
     logits: Logits, images, labels, budget, key, *,
     steps: int = 20, norm: str = "linf", loss: str = "ce",
 ) -> jax.Array:  # fmt: skip
-    """PGD with momentum, whose step each picture halves for itself where it no longer gains.
+    """PGD with momentum; each picture's step size is halved when it stops improving.
 
     Auto-PGD of Croce and Hein (ICML 2020), Algorithm 1: checkpoints at 22%, 41%, … of the steps,
     each 3 percentage points closer than the one before and at least 6% apart.
@@ -122,7 +122,7 @@ def apgd(
 
 
 def stronger(logits: Logits, labels, one: jax.Array, other: jax.Array) -> jax.Array:
-    """Of two [B, H, W, 3], picture by picture the one that is nearer to a wrong answer."""
+    """Of two [B, H, W, 3], for each picture the one that is nearer to a wrong answer."""
     wins = margin(logits(other), labels) > margin(logits(one), labels)
     return jnp.where(wins[:, None, None, None], other, one)
 

@@ -1,4 +1,4 @@
-"""An attack that asks for scores and needs no gradient: it finds what hidden gradients hide."""
+"""A black-box attack: needs scores, no gradients. It also works if gradients are hidden."""
 
 import jax
 import jax.numpy as jnp
@@ -7,18 +7,18 @@ from mnv4_jax.attacks.budget import Logits, as_file, margin
 
 
 def square(logits: Logits, images, labels, budget, key, *, queries: int = 100) -> jax.Array:
-    """Random squares of ± the budget, kept where they help (Square, Andriushchenko et al., ECCV
-    2020, Algorithm 1 for L∞), beginning with vertical stripes.
+    """Tries random squares of ± the budget and keeps those that help, starting with vertical
+    stripes (Square, Andriushchenko et al., ECCV 2020, Algorithm 1 for L∞).
 
     Args:
       images: [B, H, W, 3] float in [0, 1]; labels [B]; budget: a share of full scale.
-      queries: how often the detector is asked about each picture.
+      queries: number of queries to the detector for each picture.
 
     Returns:
       [B, H, W, 3] with whole pixel values.
     """
     batch, height, width, channels = images.shape
-    # The share of the picture that a square covers, halved at these parts of the queries (there).
+    # At these shares of the queries, the square's share of the picture is halved (as in the paper).
     halvings = jnp.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000]) / 10_000
 
     def signs(key, shape):

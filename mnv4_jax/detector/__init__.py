@@ -1,4 +1,4 @@
-"""A saved detector, loaded and asked: weights, scores, explanation maps.
+"""Loads a saved detector and runs it: weights, scores, explanation maps.
 
-Knows models, measures and the pipeline. Must not know training, reports or exports.
+May import models, measures and the pipeline. Must not import training, reports or exports.
 """

@@ -1,4 +1,4 @@
-"""The detector in the box: one file that comes with the package and loads without Orbax."""
+"""The shipped detector: one file that comes with the package and loads without Orbax."""
 
 import dataclasses
 import json
@@ -18,15 +18,15 @@ from input_pipeline.cli import UserError
 from mnv4_jax.models import weights as weights_lib
 
 FILE = pathlib.Path(__file__).parents[1] / "shipped" / "detector.safetensors"
-NAME = "shipped"  # how a flag or field names it
+NAME = "shipped"  # its name in a flag or field
 _NOTE = "using the detector in the box, for research and evaluation only: see docs/MODEL_CARD.md"
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A detector as it was saved.
+    """A saved detector.
 
-    `model` is a `classifier.Classifier` with the weights in it; `calibration` is
+    `model` is a `classifier.Classifier` with its weights; `calibration` is
     {"temperature": …, "thresholds": {false-alarm rate: p_fake}, …} or None.
     """
 
@@ -51,8 +51,8 @@ def write(file: pathlib.Path, loaded: Checkpoint) -> None:
         for name, value in _flat(loaded.weights).items()
     }
     meta = {**loaded.meta, "calibration": loaded.calibration, "step": loaded.step}
-    meta.pop("crc32", None)  # of the float32 values
-    # Where the sets were is nobody's business; which they were is on the card.
+    meta.pop("crc32", None)  # it is of the float32 values
+    # The data's paths are private; the model card names the sets.
     config = {**meta["config"], "data": {**meta["config"]["data"]}}
     folders = config["data"]["dir"].split(",")
     config["data"]["dir"] = ",".join(pathlib.PurePath(folder).name for folder in folders)
@@ -62,10 +62,10 @@ def write(file: pathlib.Path, loaded: Checkpoint) -> None:
 
 
 def read(file: pathlib.Path = FILE) -> Checkpoint:
-    """The detector in `file`, in float32; says in one line on stderr what it may be used for.
+    """The detector in `file`, in float32; prints one line on stderr about its permitted use.
 
     Raises:
-      UserError: there is no such file, or it is not one of `write`.
+      UserError: there is no such file, or `write` did not make it.
     """
     try:
         with safe_open(file, "numpy") as opened:
@@ -98,7 +98,7 @@ def read(file: pathlib.Path = FILE) -> Checkpoint:
 
 
 def as_config(values: Mapping[str, Any]) -> ConfigDict:
-    """A ConfigDict from what JSON made of one: lists become tuples again."""
+    """A ConfigDict from its JSON values: lists become tuples again."""
     plain = lambda v: (  # noqa: E731
         {k: plain(x) for k, x in v.items()}
         if isinstance(v, Mapping)

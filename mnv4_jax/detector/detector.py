@@ -1,4 +1,4 @@
-"""A detector ready for pictures: the call that programs use, and `predict` with them."""
+"""A detector ready for pictures: the interface for programs, which `predict` uses too."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ _ONE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
 
 
 class Answer(NamedTuple):
-    """Of one picture. Without enough in it there is no score, but a reason."""
+    """The answer for one picture. If the picture shows too little: no score, but a reason."""
 
     p_fake: float | None
     label: str | None  # "fake" or "real"
@@ -34,8 +34,8 @@ class Detector:
     Pictures given as paths are read in small batches, so memory does not grow with their number.
 
     Args:
-      path: a workdir, a checkpoints folder or one step's folder; None: the detector in the box.
-      raw: the weights as trained instead of their moving average.
+      path: a workdir, a checkpoints folder or one step's folder; None: the shipped detector.
+      raw: use the weights as trained instead of their moving average.
 
     Raises:
       UserError: there is no intact checkpoint.
@@ -57,19 +57,19 @@ class Detector:
 
         Args:
           images: N paths, encoded files (bytes), Pillow pictures of any mode, or uint8 arrays
-            [H, W, 3] RGB or [H, W] grey; of any sizes. One alone counts as a list of one.
+            [H, W, 3] RGB or [H, W] grey; of any sizes. A single one counts as a list of one.
 
         Returns:
-          [N] float64, p_fake; nan where a picture is too small or of one colour: `answers` says
+          [N] float64, p_fake; nan for a picture that is too small or of one colour: `answers` says
           which.
 
         Raises:
-          ValueError: naming the first picture that cannot be read.
+          ValueError: a picture cannot be read; names the first such.
         """
         return self._ask(images)[0]
 
     def answers(self, images: Sequence, *, threshold: float = 0.5) -> list[Answer]:
-        """One `Answer` a picture, "fake" from p_fake ≥ `threshold` on; otherwise as a call."""
+        """One `Answer` a picture, "fake" if p_fake ≥ `threshold`. Otherwise like `__call__`."""
         p_fake, reasons = self._ask(images)
         return [
             Answer(None, None, reason)
@@ -90,18 +90,19 @@ class Detector:
         return p_fake, reasons
 
     def score(self, source: sources.Source, on_bad: OnBad | None = None) -> np.ndarray:
-        """[N] float64 p_fake of a source; nan where there is none.
+        """[N] float64 p_fake of a source; nan for a picture without a score.
 
-        `on_bad` is told of what cannot be read.
+        Calls `on_bad` for each picture that cannot be read.
         """
         return self.score_or_say_why(source, on_bad)[0]
 
     def score_or_say_why(
         self, source: sources.Source, on_bad: OnBad | None = None
     ) -> tuple[np.ndarray, list[str | None]]:
-        """([N] float64 p_fake, N reasons why there is none, or None) of a source.
+        """([N] float64 p_fake, N reasons for a missing score, or None) of a source.
 
-        p_fake is nan with a reason, and where a picture cannot be read: `on_bad` is told of that.
+        p_fake is nan for a picture with a reason, and for one that cannot be read: for the latter
+        `on_bad` is called.
         """
         scores = scoring.score_source(
             self.model,
@@ -142,12 +143,12 @@ class Pictures:
                 raise OSError("no picture in this folder")
             return pathlib.Path(image).read_bytes()
         if isinstance(image, Image.Image):
-            if image.mode[0] in "IF":  # their range is not known
+            if image.mode[0] in "IF":  # the value range of these modes is unknown
                 raise OSError(f"a Pillow picture of mode {image.mode}: scale it to L or RGB first")
             image = to_rgb(image)
-        image = np.asarray(image)  # of NumPy, JAX
+        image = np.asarray(image)  # from NumPy or JAX
         if image.ndim == 2:
             image = np.repeat(image[:, :, None], 3, axis=2)
         if not image.size or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise OSError(f"{image.dtype} {image.shape} is neither uint8 [H, W, 3] nor [H, W]")
-        return cv2.imencode(".bmp", image[..., ::-1])[1].tobytes()  # without loss, and quick
+        return cv2.imencode(".bmp", image[..., ::-1])[1].tobytes()  # lossless and fast

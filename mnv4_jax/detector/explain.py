@@ -1,4 +1,4 @@
-"""Where in a picture the answer came from: Grad-CAM on the last stage's features.
+"""Which parts of a picture led to the answer: Grad-CAM on the last stage's features.
 
 Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2, for the log-odds of fake. The map is
 kept signed: its positive part is Grad-CAM for "fake", its negative part Grad-CAM for "real".
@@ -19,7 +19,7 @@ from input_pipeline.sources import Source
 from mnv4_jax.models.vit import Tokens
 from mnv4_jax.models.weights import to_float
 
-# RGB of what speaks for fake and for real, as in the report's plots.
+# RGB of evidence for fake and for real, as in the report's plots.
 FAKE_COLOUR, REAL_COLOUR = (234, 88, 12), (37, 99, 235)
 
 
@@ -27,12 +27,12 @@ def grad_cam(head: Callable[[jax.Array], jax.Array], features: jax.Array) -> jax
     """Signed class activation maps.
 
     Args:
-      head: from features to logits [B, 2], column 0 fake; must treat examples apart.
+      head: maps features to logits [B, 2], column 0 fake; must treat each example on its own.
       features: [B, h, w, C] floats.
 
     Returns:
       [B, h, w] float32: each position's features weighted by the mean gradient of the log-odds of
-      fake. Positive speaks for fake.
+      fake. Positive is evidence for fake.
     """
 
     def log_odds(features):
@@ -44,7 +44,7 @@ def grad_cam(head: Callable[[jax.Array], jax.Array], features: jax.Array) -> jax
 
 
 def explain(model: nnx.Module, images: np.ndarray) -> np.ndarray:
-    """[B, H, W, 3] uint8 pictures, as `eval_batches` gives them, to [B, h, w] signed maps."""
+    """[B, H, W, 3] uint8 pictures, as `eval_batches` yields them -> [B, h, w] signed maps."""
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return np.asarray(_explain(graphdef)(nnx.as_pure(params), nnx.as_pure(stats), images))
 
@@ -56,7 +56,7 @@ def _explain(graphdef: nnx.GraphDef):
         model = nnx.merge(graphdef, params, stats, copy=True)
         dtype = jax.tree.leaves(params)[0].dtype
         features = model.features(to_float(images, dtype))
-        if isinstance(features, Tokens):  # of a transformer: what lies nowhere is held fixed
+        if isinstance(features, Tokens):  # a transformer: tokens without a position stay fixed
             head = lambda grid: model.head(features._replace(grid=grid))  # noqa: E731
             return grad_cam(head, features.grid)
         return grad_cam(model.head, features)
@@ -69,7 +69,7 @@ def explain_source(
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yields (index in `source`, picture [S, S, 3] uint8 as the model sees it, its map [h, w]).
 
-    On this process's own devices, whatever others there are. Skips what cannot be read.
+    Uses only the devices of this process. Skips pictures that cannot be read.
     """
     with eval_batches(source, data_config, batch_size=8) as batches:
         for batch in batches:
@@ -79,7 +79,7 @@ def explain_source(
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Lays a signed map over its picture: orange speaks for fake, blue for real.
+    """Lays a signed map over its picture: orange is evidence for fake, blue for real.
 
     Args:
       image: [H, W, 3] uint8.
@@ -92,7 +92,7 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     heat = cv2.resize(np.asarray(heat, np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     strength = 0.75 * np.abs(heat) / max(np.abs(heat).max(), np.finfo(np.float32).tiny)
     colour = np.where(heat[..., None] > 0, FAKE_COLOUR, REAL_COLOUR)
-    # Grey underneath, so that no colour of the picture passes for evidence.
+    # Grey underneath, so that no colour of the picture looks like evidence.
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
     mixed = grey * (1 - strength[..., None]) + colour * strength[..., None]
     return np.rint(mixed).astype(np.uint8)

@@ -1,6 +1,4 @@
-"""A detector as it is on disk: what a checkpoint's items are called, and how one is found, checked
-and loaded from a path.
-"""
+"""A detector on disk: the items of a checkpoint, and how to find, check and load one."""
 
 import functools
 import json
@@ -29,26 +27,26 @@ class Damaged(Exception):
     """Proof that a checkpoint is not what was saved."""
 
 
-# How TensorStore says that a value cannot be decoded, that a file is cut short, that one is gone.
+# TensorStore's errors for a value that cannot be decoded, a truncated file, a missing file.
 _DAMAGE = ("DATA_LOSS:", "OUT_OF_RANGE:", "NOT_FOUND:")
 
 
 def read_intact(folder: epath.Path, items: Sequence[str], read: Callable[[], _T]) -> _T:
-    """What `read` returns, which reads `items` of the checkpoint in `folder`.
+    """Returns `read()`, which reads `items` of the checkpoint in `folder`.
 
     Raises:
-      Damaged: the checkpoint is damaged, and was so twice in a row.
-      UserError: it cannot be read, and nothing proves that it is damaged: a permission, no memory,
-        too many open files, a lost mount.
+      Damaged: the checkpoint was found damaged twice in a row.
+      UserError: it cannot be read, but nothing proves damage: a permission, no memory, too many
+        open files, a lost mount.
     """
     for attempt in (1, 2):
         try:
             return read()
         except UserError:
             raise
-        except Exception as error:  # Orbax, TensorStore and JSON each raise their own kinds
+        except Exception as error:  # Orbax, TensorStore and JSON each raise their own types
             try:
-                # Listed first: where a mount is lost, nothing that is "not found" proves anything.
+                # List the folder first: if the mount is lost, "not found" proves nothing.
                 proof = _missing(folder, items) or _proof(error)
             except OSError as unlisted:
                 error, proof = unlisted, None
@@ -73,9 +71,9 @@ def _proof(error: BaseException | None) -> str | None:
 
 
 def _missing(folder: epath.Path, items: Sequence[str]) -> str | None:
-    """The first file that should be in a checkpoint and is not. OSError: a folder is unreadable.
+    """The first file missing from a checkpoint, or None. Raises OSError for an unreadable folder.
 
-    By listing, since "does not exist" is also what a permission looks like.
+    Lists the folders, since a lack of permission also looks like "does not exist".
     """
     there = {path.name for path in folder.iterdir()}
     for item in (*items, "meta"):
@@ -92,9 +90,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def to_save(step: int, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> ocp.args.Composite:
-    """A checkpoint's items, and in `meta` what they say of themselves."""
+    """A checkpoint's items; `meta` describes the others."""
     meta = {**meta, "data_position": step}  # the number of the next global batch
-    if jax.process_count() == 1:  # of several, Orbax may write what is another's last bit
+    if jax.process_count() == 1:  # with several, Orbax may write a copy that differs in a last bit
         meta["crc32"] = {name: _crc32(item) for name, item in arrays.items()}
     return ocp.args.Composite(
         **{name: ocp.args.StandardSave(item) for name, item in arrays.items()},
@@ -103,19 +101,19 @@ def to_save(step: int, arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> oc
 
 
 def _crc32(item: Any) -> dict[str, int]:
-    """By dtype, of the bytes of all arrays: TensorStore checks its indices, not the values."""
+    """Checksums of the bytes of all arrays, by dtype: TensorStore checks only its indices."""
     sums: dict[str, int] = {}
     if not all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(item)):
-        return sums  # split over several processes, none of which has all of it
+        return sums  # split over several processes: none has all of it
     for array in map(np.asarray, jax.tree.leaves(item)):
         sums[array.dtype.name] = zlib.crc32(array.tobytes(), sums.get(array.dtype.name, 0))
     return sums
 
 
 def check_crc32(name: str, item: Any, meta: Mapping[str, Any]) -> None:
-    """Raises Damaged where `item` is not what was saved; not every checkpoint says.
+    """Raises Damaged if `item` is not what was saved. Not every checkpoint has checksums.
 
-    What is restored in another dtype (float64 without JAX_ENABLE_X64) cannot be compared.
+    An array restored in another dtype (float64 without JAX_ENABLE_X64) cannot be compared.
     """
     saved = meta.get("crc32", {}).get(name, {})
     if saved and any(saved.get(dtype, crc) != crc for dtype, crc in _crc32(item).items()):
@@ -125,9 +123,10 @@ def check_crc32(name: str, item: Any, meta: Mapping[str, Any]) -> None:
 def make_meta(
     config: ConfigDict, *, calibration=None, metrics=None, evaluation_due: bool = False
 ) -> dict[str, Any]:
-    """What a checkpoint says of itself, as JSON values.
+    """The description of a checkpoint, as JSON values.
 
-    `evaluation_due`: the run was stopped before it could evaluate these weights, and will.
+    `evaluation_due`: the run was stopped before it could evaluate these weights; the next start
+    evaluates them.
     """
     mean, std = backbones.normalisation(config.model.name)
     return {
@@ -146,7 +145,7 @@ def read_meta(step_folder: epath.Path) -> dict[str, Any]:
 
 
 def save_calibration(step_folder: str | epath.Path, calibration: Mapping[str, Any]) -> None:
-    """Replaces the calibration that a checkpoint carries; atomic on a file system."""
+    """Replaces the calibration in a checkpoint; atomic on a file system."""
     file = epath.Path(step_folder) / "meta" / "metadata"
     meta = json.loads(file.read_text()) | {"calibration": dict(calibration)}
     new = file.with_name("metadata.new")
@@ -155,7 +154,7 @@ def save_calibration(step_folder: str | epath.Path, calibration: Mapping[str, An
 
 
 def find(path: str | epath.Path) -> list[epath.Path]:
-    """The step folders that `path` may mean, the preferred first.
+    """The step folders that `path` may mean, the preferred one first.
 
     Args:
       path: a workdir, a folder of checkpoints or one step's folder. The first two mean the best
@@ -189,11 +188,11 @@ def _auc(step_folder: epath.Path) -> float:
 
 
 def load(path: str | epath.Path | None, *, raw: bool = False) -> Checkpoint:
-    """The detector at `path`; see `find` for what that may be.
+    """The detector at `path`; see `find` for what `path` may be.
 
     Args:
-      path: where; a local folder or one that etils knows (gs://…); None: the detector in the box.
-      raw: the weights as trained instead of their moving average; calibration is None then.
+      path: a local folder or one that etils can open (gs://…); None: the shipped detector.
+      raw: use the weights as trained, not their moving average; calibration is None then.
 
     Raises:
       UserError: no checkpoint, none intact, or one that cannot be read.
@@ -216,7 +215,7 @@ def _load(folder: epath.Path, item: str) -> Checkpoint:
     meta = read_meta(folder)
     config = as_config(meta["config"])
     graphdef, like = weights_lib.abstract(config)
-    # On this process's first device, wherever and on however many it was trained.
+    # Load to this process's first device, whatever devices the training used.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -228,7 +227,7 @@ def _load(folder: epath.Path, item: str) -> Checkpoint:
         config=config,
         model=nnx.merge(graphdef, weights["params"], weights["stats"]),
         labels=tuple(meta["labels"]),
-        # Fitted for the average.
+        # The calibration was fitted for the average.
         calibration=meta["calibration"] if item == "ema" else None,
         meta=meta,
     )
@@ -237,7 +236,7 @@ def _load(folder: epath.Path, item: str) -> Checkpoint:
 def write_initial(
     workdir: str | epath.Path, config: ConfigDict, weights: dict[str, nnx.State]
 ) -> epath.Path:
-    """A checkpoint at step 0 of weights from elsewhere, to start from or to evaluate."""
+    """Writes imported weights as a checkpoint at step 0, to start from or to evaluate."""
     folder = epath.Path(workdir).expanduser().absolute() / "checkpoints"
     items = to_save(0, {"weights": weights, "ema": weights}, make_meta(config))
     with ocp.CheckpointManager(folder) as manager:

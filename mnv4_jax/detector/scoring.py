@@ -1,6 +1,6 @@
-"""Pictures in, logits out: every example exactly once, over any number of hosts.
+"""Computes the logits of pictures: every example exactly once, on any number of hosts.
 
-`train`, `evaluate` and `predict` all score through this one function.
+Training, `evaluate` and `predict` all use this code.
 """
 
 import collections
@@ -23,12 +23,12 @@ from input_pipeline.transforms import ONE_COLOUR
 from mnv4_jax.models.weights import eval_step, split
 from mnv4_jax.runtime.mesh import put_batch, replicated
 
-# A picture whose shorter side has fewer pixels holds too little of a face for an answer: what the
-# detector would see is what scaling up made of it.
+# A picture whose shorter side has fewer pixels shows too little of a face for an answer: the
+# detector would mostly see the effects of upscaling.
 LEAST_PX = 64
 _IN_FLIGHT = 2
-# Few, so that their programs are soon all in the compilation cache. On two CPU cores, 128 px, 16 at
-# a time are 233 images/s, 64 are 135: the features no longer fit the cache.
+# Few sizes, so that their programs are soon all in the compilation cache. On two CPU cores at
+# 128 px, a batch of 16 gives 233 images/s, 64 gives 135: its features exceed the CPU's cache.
 _BATCH_SIZES = {"cpu": (1, 16)}
 _BATCH_SIZES_ELSEWHERE = (1, 16, 128)
 
@@ -41,12 +41,12 @@ class Stopped(Exception):
 
 
 class Scores(NamedTuple):
-    """What the model said of N examples, in the order of `index`."""
+    """The model's output for N examples, in the order of `index`."""
 
     logits: np.ndarray  # [N, 2] float, fake and real
     labels: np.ndarray  # [N] int32
     index: np.ndarray  # [N] int32, position in the source; unreadable pictures are missing
-    refused: Mapping[int, str] = {}  # position: why this picture is missing though it can be read
+    refused: Mapping[int, str] = {}  # position: why this readable picture is missing
 
 
 @functools.cache
@@ -70,20 +70,20 @@ def score(
     """Scores every unmasked example of `batches`.
 
     Args:
-      model: a `classifier.Classifier` in which the weights are.
+      model: a `classifier.Classifier` with its weights.
       batches: this process's part of global batches, as `input_pipeline.batches.eval_batches`
         yields them; every process must bring the same number, of one shape.
-      mesh: over which to split them; the global batch must divide by its size.
-      least_px: that `batches` were made with.
-      stop: asked before each batch; on yes Stopped is raised.
+      mesh: the devices to split them over; its size must divide the global batch size.
+      least_px: the value that `batches` were made with.
+      stop: called before each batch; if it returns True, raises Stopped.
 
     Returns:
-      The scores of all processes' examples, the same on each.
+      The scores of all processes' examples, the same on each process.
     """
     graphdef, weights = split(model)
     dtype = jax.tree.leaves(weights)[0].dtype
-    # Through the host: a checkpoint lies on one device of each process, and device_put would move
-    # such arrays between processes.
+    # Go through the host: a loaded checkpoint lies on one device of each process, and device_put
+    # would move such arrays between processes.
     everywhere = replicated(mesh)
     weights = jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(everywhere, x, x.shape),
@@ -111,7 +111,7 @@ def score(
 
 
 def reason_of(refused: int, least_px: int) -> str:
-    """In words what `transforms.why_refused` found."""
+    """The result of `transforms.why_refused` in words."""
     if refused == ONE_COLOUR:
         return "one colour only"
     return f"too small: {refused} px, needs {least_px}"
@@ -128,11 +128,12 @@ def score_source(
     least_px: int = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Scores:
-    """`score` of a whole source in evaluation form; a progress bar on a terminal, if described.
+    """Scores a whole source in evaluation form. With a `description`, shows a progress bar on a
+    terminal.
 
     Every process must call it. With `least_px` (see `needed_px`) a picture of fewer pixels, or of
-    one colour, gets no score: `Scores.refused` says why. `on_bad` is told (id, reason) of those
-    this process cannot read.
+    one colour, gets no score: `Scores.refused` says why. Calls `on_bad` with (id, reason) of each
+    picture that this process cannot read.
     """
     sizes = _BATCH_SIZES.get(jax.default_backend(), _BATCH_SIZES_ELSEWHERE)
     size = max(b for b in sizes if b <= max(1, len(source)))
@@ -159,8 +160,8 @@ def score_source(
 
 
 def needed_px(data_config: ConfigDict) -> int:
-    """The shorter side that a picture needs for an answer: `LEAST_PX`, or all that a detector of
-    smaller pictures looks at."""
+    """The shorter side that a picture needs for an answer: `LEAST_PX`, or the input size of the
+    detector if that is smaller."""
     return min(LEAST_PX, evaluation_side(data_config))
 
 

@@ -1,4 +1,4 @@
-"""From which p_fake on a picture is called fake, as a command line gives it."""
+"""Reads the --threshold of a command line: the p_fake from which a picture is called fake."""
 
 import argparse
 
@@ -11,7 +11,7 @@ HELP = (
 
 
 def check(parser: argparse.ArgumentParser, given: str) -> None:
-    """Ends the program where `given` is neither a number from 0 to 1 nor a rate like 5%."""
+    """Exits with an error if `given` is neither a number from 0 to 1 nor a rate like 5%."""
     number = given.removesuffix("%")
     try:
         valid = 0 <= float(number) <= (100 if number != given else 1)
@@ -22,7 +22,7 @@ def check(parser: argparse.ArgumentParser, given: str) -> None:
 
 
 def choose(given: str, thresholds: dict[str, float]) -> float:
-    """`given` as a number, or what `thresholds` has for the false-alarm rate it names, as "5%"."""
+    """`given` as a number; for a false-alarm rate like "5%", its entry in `thresholds`."""
     if not given.endswith("%"):
         return float(given)
     rate = f"{float(given[:-1]) / 100:g}"

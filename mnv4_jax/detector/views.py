@@ -1,4 +1,4 @@
-"""What of a photograph a detector looks at: the faces in it, or all of it."""
+"""Which parts of a photograph a detector looks at: its faces, or all of it."""
 
 from typing import NamedTuple
 
@@ -6,24 +6,24 @@ import numpy as np
 
 from input_pipeline.faces import FaceFinder
 
-# A face's crop that is at least this part of its picture's shorter side: the picture is a portrait
-# as those that detectors are trained on (rvf10k: 0.56 to 1), and is not cropped again.
+# If a face's crop is at least this part of its picture's shorter side, the picture is a portrait
+# like those that detectors are trained on (rvf10k: 0.56 to 1), and is not cropped again.
 FILLED = 0.55
 
 
 class View(NamedTuple):
-    """`pixels`: [h, w, 3] uint8 to score; `box`: of the face in the picture, left, top, width,
-    height in px, or None where the view is the whole picture."""
+    """`pixels`: [h, w, 3] uint8 to score; `box`: left, top, width and height in px of the face in
+    the picture, or None if the view is the whole picture."""
 
     pixels: np.ndarray
     box: tuple[int, int, int, int] | None = None
 
 
 def face_views(pixels: np.ndarray, finder: FaceFinder, *, keep_crops: bool) -> list[View]:
-    """The faces of a picture [H, W, 3] uint8, from left to right; none where there is no face.
+    """The faces of a picture [H, W, 3] uint8, from left to right; empty if there is no face.
 
     Args:
-      keep_crops: take a picture as it is where its only face fills it, see `FILLED`.
+      keep_crops: do not crop a picture whose only face fills it, see `FILLED`.
     """
     faces = finder(pixels)
     if keep_crops and len(faces) == 1 and faces[0].box[2] >= FILLED * min(pixels.shape[:2]):

@@ -24,22 +24,23 @@ class Weights(NamedTuple):
 
 
 def is_file(name: str) -> bool:
-    """Whether `name` is of a file of weights, or of a repository, rather than of a run."""
+    """Whether `name` names a file of weights or a repository, rather than a run."""
     return name.startswith("hf:") or name.endswith((".safetensors", ".pth", ".pt"))
 
 
 def load(weights: str, otherwise: ConfigDict, say: Callable[[str], None]) -> Weights:
     """The weights of a file or of hf:OWNER/REPOSITORY.
 
-    A file of `convert --to=torch` brings its config and calibration. For any other the variant is
-    told by the shapes, there is no Gabor bank, and a head of other than two classes starts fresh.
+    A file of `convert --to=torch` contains its config and calibration. For any other file, the
+    shapes tell the variant, there is no Gabor bank, and a head of other than two classes starts
+    fresh.
 
     Args:
-        otherwise: the other fields of the config of a file that brings none.
-        say: told what starts fresh.
+        otherwise: the other fields of the config, for a file without one.
+        say: called with a line that says what starts fresh.
 
     Raises:
-        UserError: it cannot be read, or is of another model; begins with `weights`.
+        UserError: it cannot be read, or is of another model; the message begins with `weights`.
     """
     tensors, header = read(weights)
     try:
@@ -64,7 +65,7 @@ def _fitted(tensors, header, otherwise, say) -> Weights:
 
 
 def read(weights: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors, and the header where `to_torch` wrote one, of a file or of hf:OWNER/REPOSITORY."""
+    """Tensors and, if `to_torch` wrote one, the header of a file or of hf:OWNER/REPOSITORY."""
     if weights.startswith("hf:"):
         path = _download(weights.removeprefix("hf:"))
     else:
@@ -86,7 +87,7 @@ def read(weights: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """A state_dict, on its own or as timm's training script wraps it."""
+    """A state_dict, plain or wrapped by timm's training script."""
     try:
         import torch
     except ImportError:
@@ -94,7 +95,7 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         # weights_only: a pickle may otherwise run any code
         state: Mapping = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zipfile and torch each raise their own kinds
+    except Exception as error:  # pickle, zipfile and torch each raise their own types
         reason = str(error).strip().split("\n", 1)[0]
         raise UserError(f"{path}: not a file of weights alone: {reason}") from None
     state = state.get("state_dict", state) if isinstance(state, Mapping) else {}
@@ -114,7 +115,7 @@ def _download(repository: str) -> pathlib.Path:
         raise UserError(f"hf:{repository}: {missing_extra('torch')}") from None
     try:
         return pathlib.Path(huggingface_hub.hf_hub_download(repository, "model.safetensors"))
-    except Exception as error:  # of the hub, of HTTP and of the network
+    except Exception as error:  # from the hub, HTTP or the network
         reason = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
         raise UserError(f"hf:{repository}: cannot be fetched: {reason}") from None
 

@@ -1,4 +1,4 @@
-"""A detector for other software: timm's names, PyTorch, ONNX, StableHLO.
+"""Exports a detector for other software: timm's names, PyTorch, ONNX, StableHLO.
 
-Knows detectors and models. Must not know training or reports.
+May import detectors and models. Must not import training or reports.
 """

@@ -1,6 +1,6 @@
-"""A detector as one ONNX graph, in float32 or int8: preprocessing, Gabor bank, softmax and all.
+"""A detector as one ONNX graph, in float32 or int8, with preprocessing, Gabor bank and softmax.
 
-It goes by way of `export/torch_module.py`, so it needs the extra `onnx`.
+It is exported from `export/torch_module.py`, so it needs the extra `onnx`.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ except ImportError as error:
     ) from None
 
 OPSET = 20
-CALIBRATION_PICTURES = 64  # their activations are all held at once
-MOST_LOST = {"accuracy": 0.01, "auc": 0.005}  # on Validation; more is refused
-_FEWEST_TO_JUDGE = 100  # pictures: of fewer, one alone is more than the bound
+CALIBRATION_PICTURES = 64  # all their activations are in memory at once
+MOST_LOST = {"accuracy": 0.01, "auc": 0.005}  # on Validation; a larger loss is refused
+_FEWEST_TO_JUDGE = 100  # pictures: with fewer, a single one exceeds the bound
 _FIRST_IN_FLOAT = 4  # convolutions after the bank
 _BATCH = 32
 
@@ -43,12 +43,12 @@ def export(safetensors: bytes, *, pixels: str = "uint8") -> bytes:
     """The graph of a detector, BatchNorm folded into the convolutions.
 
     Args:
-      safetensors: what `convert.to_torch` made.
+      safetensors: the output of `convert.to_torch`.
       pixels: of the input, "uint8", 0 to 255, or "float32", 0 to 1.
 
     Returns:
       An ONNX model, checked: "pictures" [batch, height, width, 3] RGB -> "p_fake" [batch] float32,
-      calibrated. All three sizes are free.
+      calibrated. Batch, height and width are dynamic.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "model.safetensors"
@@ -57,7 +57,7 @@ def export(safetensors: bytes, *, pixels: str = "uint8") -> bytes:
     example = torch.zeros((2, 128, 128, 3), dtype=getattr(torch, pixels))
     free = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():  # PyTorch's own deprecations, seen by its own exporter
+    with warnings.catch_warnings():  # PyTorch's exporter triggers PyTorch's own deprecations
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             detector,
@@ -77,22 +77,23 @@ def export(safetensors: bytes, *, pixels: str = "uint8") -> bytes:
 
 
 def quantize(model: bytes, config: ConfigDict, calibration_data: str) -> bytes:
-    """The same graph with int8 convolutions: weights per channel, activations by 99.999% of theirs.
+    """The same graph with int8 convolutions: scales weights per channel, activations by 99.999% of
+    their range.
 
-    What 8 bits spoil stays in float32: preprocessing, the Gabor bank and the first convolutions
-    (the bank's answers to fine traces are a few steps of an 8-bit picture), the sums of the
-    residual blocks, the classifier and the softmax. They are 4% of the file. Without them a few
-    strong edges took the steps that the rest needs: log-odds were off by 0.24 (root mean square),
-    now by 0.05 (docs/DEPLOY.md).
+    Parts that need more than 8 bits stay in float32: preprocessing, the Gabor bank and the first
+    convolutions (the bank's responses to fine traces are a few steps of an 8-bit picture), the sums
+    of the residual blocks, the classifier and the softmax. They are 4% of the file. In int8, a few
+    strong edges used up the range there: log-odds were off by 0.24 (root mean square), now by 0.05
+    (docs/DEPLOY.md).
 
     Args:
-      model: what `export` made.
+      model: the output of `export`.
       config: of the detector.
-      calibration_data: a data folder, or any folder of pictures; CALIBRATION_PICTURES are taken,
-        spread evenly, of a data folder from its Train split.
+      calibration_data: a data folder, or any folder of pictures; takes CALIBRATION_PICTURES, evenly
+        spaced, from the Train split of a data folder.
 
     Raises:
-      UserError: a vision transformer, all of whose weights are in matrix products.
+      UserError: a vision transformer, since all its weights are in matrix products.
     """
     source = _calibration_source(calibration_data)
     pictures = (batch["image"][batch["mask"]] for batch in _batches(source, config))
@@ -124,7 +125,7 @@ def quantize(model: bytes, config: ConfigDict, calibration_data: str) -> bytes:
 def _sensitive(model: onnx.ModelProto, name: str) -> list[str]:
     """Names of the convolutions that stay in float32: the Gabor bank, and the first of the rest."""
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    # by the name of its taps, which the optimiser may have prefixed
+    # found by the name of its taps; the optimiser may have added a prefix
     bank = [node for node in convolutions if any("gabor.weight" in name for name in node.input)]
     rest = [node for node in convolutions if node not in bank]
     if len(rest) <= _FIRST_IN_FLOAT:
@@ -136,12 +137,12 @@ def _sensitive(model: onnx.ModelProto, name: str) -> list[str]:
 
 
 def float16(model: bytes) -> bytes:
-    """The same graph in float16, its inputs and answers as before; the Gabor bank in float32."""
+    """The same graph in float16, with unchanged inputs and outputs; the Gabor bank in float32."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     graph = onnx.load_from_string(model)
     bank = [n.name for n in graph.graph.node if any("gabor.weight" in name for name in n.input)]
-    with warnings.catch_warnings():  # of each value that float16 rounds to zero
+    with warnings.catch_warnings():  # for each value that float16 rounds to zero
         warnings.simplefilter("ignore")
         half = convert_float_to_float16(graph, keep_io_types=True, node_block_list=bank)
     return half.SerializeToString()
@@ -150,10 +151,10 @@ def float16(model: bytes) -> bytes:
 def print_accuracy_lost(
     model: bytes, smaller: bytes, config: ConfigDict, data: str, *, form: str = "int8"
 ) -> str | None:
-    """Both models' accuracy and AUC on the Validation split, where `data` has one.
+    """Prints both models' accuracy and AUC on the Validation split, if `data` has one.
 
     Returns:
-      What was lost beyond `MOST_LOST`, in words; None where nothing was, or it was not measured.
+      The loss beyond `MOST_LOST`, in words; None if there is none, or it was not measured.
     """
     if not _is_data_folder(data, "Validation"):
         print(f"accuracy lost: not measured, {data} has no Validation split")
@@ -191,7 +192,7 @@ def _measure(model: bytes, source: sources.Source, config: ConfigDict) -> dict[s
 
 
 def make_session(model: bytes, *, threads: int = 0) -> onnxruntime.InferenceSession:
-    """On the CPU; `threads` 0 is one a core."""
+    """A session on the CPU; `threads` 0 means one per core."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -199,13 +200,13 @@ def make_session(model: bytes, *, threads: int = 0) -> onnxruntime.InferenceSess
 
 
 def run(session: onnxruntime.InferenceSession, pictures: np.ndarray) -> np.ndarray:
-    """[B, H, W, 3] uint8 -> [B] p_fake, whichever pixels the model takes."""
+    """[B, H, W, 3] uint8 -> [B] p_fake, for either pixel type of the model."""
     (given,) = session.get_inputs()
     return session.run(None, {"pictures": _as_input(pictures, given.type)})[0]
 
 
 class _Reader(quantization.CalibrationDataReader):
-    """Hands pictures to onnxruntime, one batch at a time."""
+    """Gives pictures to onnxruntime, one batch at a time."""
 
     def __init__(self, pictures: Iterator[np.ndarray], pixels: str):
         self._feeds = ({"pictures": _as_input(p, pixels)} for p in pictures if len(p))

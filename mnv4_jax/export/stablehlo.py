@@ -1,4 +1,4 @@
-"""A detector as one StableHLO program that jax alone can run: weights, preprocessing and all.
+"""A detector as one StableHLO program, with weights and preprocessing, that needs only jax to run.
 
 To run it there: `jax.export.deserialize(contents).call(pictures)`.
 """
@@ -20,11 +20,11 @@ def stablehlo(loaded: saved.Checkpoint, *, pixels: str = "uint8") -> bytes:
     """Serialises pictures -> p_fake for every one of PLATFORMS, computing in float32.
 
     Args:
-      loaded: the detector; its side of evaluation, S, becomes that of the pictures.
+      loaded: the detector; the pictures must have its evaluation side, S.
       pixels: "uint8", 0 to 255, or "float32", 0 to 1.
 
     Returns:
-      What `jax.export.deserialize` reads: [B, S, S, 3] pixels, RGB, any B -> [B] float32,
+      Bytes for `jax.export.deserialize`: [B, S, S, 3] pixels, RGB, any B -> [B] float32,
       calibrated.
     """
     size = scoring.evaluation_config(loaded.config.data).eval_image_size
@@ -34,7 +34,7 @@ def stablehlo(loaded: saved.Checkpoint, *, pixels: str = "uint8") -> bytes:
 
     def p_fake(weights, pictures, *, form):
         model = weights_lib.merge(graphdef, weights)
-        model.dtype = jnp.float32  # trained in bfloat16 or not
+        model.dtype = jnp.float32  # even if trained in bfloat16
         images = pictures / jnp.float32(255) if pixels == "uint8" else pictures
         with conv.use(form):
             return jax.nn.softmax(model(images) / temperature)[:, 0]

@@ -1,6 +1,6 @@
 """The same detector in PyTorch: uint8 pictures in, p_fake out. Needs torch and timm, never JAX.
 
-from mnv4_jax.models.torch_module import load
+from mnv4_jax.export.torch_module import load
 detector = load("model.safetensors")
 p_fake = detector(torch.from_numpy(pictures))  # [B, H, W, 3] uint8 -> [B]
 """
@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 LUMA = (0.299, 0.587, 0.114)
-# A learnable bank's parameters: in the file so that it goes back to JAX; here the taps are used.
+# A learnable bank's parameters: stored for the way back to JAX; PyTorch uses only the taps.
 _BANK_PARAMETERS = {f"gabor.{name}" for name in ("theta", "sigma", "lambd", "gamma", "psi")}
 
 
@@ -44,8 +44,8 @@ class Detector(nn.Module):
     """Normalises, filters and calls timm's network.
 
     Args:
-      settings: what `load` finds in a file's header: "model", "normalisation", "gabor" and
-        "calibration", as `mnv4_jax.convert` wrote them.
+      settings: from the file's header: "model", "normalisation", "gabor" and "calibration", as
+        `mnv4_jax.convert` wrote them.
       taps: [K, 1, k, k] of the Gabor bank, or None without one.
     """
 
@@ -57,7 +57,7 @@ class Detector(nn.Module):
         self.gabor = None if mode == "none" else Gabor(taps, settings["gabor"]["response"])
         further = {"concat": 1, "enhance": 0, "none": 0}[mode] and self._responses(settings, taps)
         sizes = {}
-        if settings["model"].startswith("vit_"):  # positions are resampled for other pictures
+        if settings["model"].startswith("vit_"):  # resamples positions for other picture sizes
             trained_on = settings["config"]["data"]["image_size"]
             sizes = {"img_size": trained_on, "dynamic_img_size": True}
         self.backbone = timm.create_model(

@@ -1,5 +1,5 @@
-"""A folder of static files in which a detector answers in the browser: the page of `serve`, the
-detector and the face finder as ONNX, and onnxruntime's WebAssembly from its npm package."""
+"""A folder of static files that run a detector in the browser: the page of `serve`, the detector
+and the face finder as ONNX, and onnxruntime's WebAssembly from its npm package."""
 
 import base64
 import gzip
@@ -33,7 +33,7 @@ _RUNTIME_FILES = (
     "ort-wasm-simd-threaded.wasm",
 )
 _OURS = pathlib.Path(__file__).with_name("web_page")
-# Files, not code: what `serve` sends is what stands here, but for `answers.js`.
+# The same files that `serve` sends, except `answers.js`.
 _PAGE = pathlib.Path(__file__).parents[1] / "serving" / "static"
 _PAGE_FILES = ("index.html", "page.css", "page.js", "icon.svg")
 _POLICY = (
@@ -48,23 +48,23 @@ _MIT = faces.MODEL.with_name("LICENSE")
 def build(
     out: pathlib.Path, loaded: saved.Checkpoint, safetensors: bytes, *, find_faces: bool
 ) -> tuple[int, int]:
-    """Writes the folder, whole or not at all; one that this made before is replaced.
+    """Writes the folder atomically; replaces one that it made before.
 
     Args:
       out: the folder.
       loaded: the detector.
-      safetensors: of it, what `convert.to_torch` made.
+      safetensors: the output of `convert.to_torch` for it.
       find_faces: cut out the faces of photographs first, see `views.face_views`.
 
     Returns:
-      Bytes of its files, and of the same compressed by gzip, as a server sends them.
+      Bytes of its files, and of the same files compressed by gzip, as a server sends them.
 
     Raises:
-      UserError: `out` has other files in it, or the runtime cannot be had.
+      UserError: `out` has other files in it, or the runtime is not available.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "sw.js").is_file()):
         raise UserError(f"--out={out}: has other files in it; name a new folder")
-    files = _runtime()  # first: it is what may be missing
+    files = _runtime()  # first, since it may be missing
     files |= {name: (_PAGE / name).read_bytes() for name in _PAGE_FILES}
     charset = b'<meta charset="utf-8">\n'
     policy = f'<meta http-equiv="content-security-policy" content="{_POLICY}">\n'.encode()
@@ -90,8 +90,8 @@ def build(
 
 
 def facts(loaded: saved.Checkpoint, *, find_faces: bool) -> dict[str, Any]:
-    """What `model.json` says: as `/v1/model` of the server, and every number that the scripts
-    share with `input_pipeline`."""
+    """The content of `model.json`: that of the server's `/v1/model`, and every number that the
+    scripts share with `input_pipeline`."""
     data = scoring.evaluation_config(loaded.config.data)
     return {
         "labels": loaded.labels,
@@ -122,8 +122,8 @@ def facts(loaded: saved.Checkpoint, *, find_faces: bool) -> dict[str, Any]:
 def pack(model: bytes) -> bytes:
     """The same ONNX graph with its large arrays stored in float16, computed in float32.
 
-    Half the bytes; onnxruntime turns them back once, when it loads the file. The Gabor taps stay
-    in float32: they sum to zero.
+    This halves the bytes; onnxruntime converts them back once, when it loads the file. The Gabor
+    taps stay in float32, since they must sum to zero.
     """
     graph = onnx.load_from_string(_folded(model))
     for array in list(graph.graph.initializer):
@@ -140,7 +140,7 @@ def pack(model: bytes) -> bytes:
 
 
 def _folded(model: bytes) -> bytes:
-    """Constants computed and BatchNorm folded, in standard operators, so that no browser has to."""
+    """Computes constants and folds BatchNorm, in standard operators, so that no browser has to."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 3
@@ -152,7 +152,7 @@ def _folded(model: bytes) -> bytes:
 
 
 def _face_finder() -> bytes:
-    """CenterFace for pictures of any size, its weights constants."""
+    """CenterFace for pictures of any size, with its weights as constants."""
     model = onnx.load(faces.MODEL)
     constants = {array.name for array in model.graph.initializer}
     for value in [v for v in model.graph.input if v.name in constants]:
@@ -166,12 +166,12 @@ def _face_finder() -> bytes:
 
 
 def package() -> pathlib.Path:
-    """Where the runtime's npm package is kept; need not exist."""
+    """The path of the runtime's npm package; need not exist."""
     return cache.root() / "npm" / f"{RUNTIME}-{RUNTIME_VERSION}.tgz"
 
 
 def _runtime() -> dict[str, bytes]:
-    """onnxruntime's scripts and WebAssembly, out of the npm package of one digest."""
+    """onnxruntime's scripts and WebAssembly, from the npm package with the expected digest."""
     file = package()
     if not file.is_file():
         _download(file)
@@ -201,7 +201,7 @@ def _download(file: pathlib.Path) -> None:
 
 
 def _versioned(files: Mapping[str, bytes]) -> bytes:
-    """`sw.js`, told which files there are and which version they make together."""
+    """`sw.js` with the list of files and their common version filled in."""
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(name.encode() + b"\0" + hashlib.sha256(files[name]).digest())

@@ -1,3 +1,3 @@
-"""A detector over many pictures and machines: lists cut into shards, decoded and scored by Ray
-Data, written shard by shard.
+"""Runs a detector on many pictures and machines: cuts lists into shards, which Ray Data decodes and
+scores, and writes them shard by shard.
 """

@@ -1,6 +1,6 @@
-"""What a decode task does: rows of the plan in, the pixels that the network sees out.
+"""The decode task: turns rows of the plan into the pixels that the network sees.
 
-Imports no JAX: there is such a process for every core, and it should be small.
+Does not import JAX: every core has such a process, and it should be small.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from mnv4_jax.detector.views import View, face_views
 from mnv4_jax.fleet import plan, reading
 from mnv4_jax.fleet.store import Store
 
-# Views, from decode tasks to scorers: one row a picture of the input.
+# Views, from decode tasks to scorers: one row per input picture.
 SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),
@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-BLOCK_BYTES = 32 << 20  # what goes to a scorer at a time
+BLOCK_BYTES = 32 << 20  # sent to a scorer at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Decoder:
       out: the job's folder.
       chunks: a reference to [C, 3] int64, see `plan.Plan`.
       kind, column: of the input, see `inputs.Input`.
-      transform, least_px: what the detector looks at.
+      transform, least_px: of the detector's input.
       faces: find faces first; `keep_crops`: see `views.face_views`.
     """
 
@@ -71,7 +71,7 @@ class Decoder:
         yield as_table(rows)
 
     def views(self, data: bytes | OSError) -> tuple[bytes, list[int], list[int], str | None]:
-        """(pixels, faces, refused, error) of an encoded picture, or of why there is none."""
+        """(pixels, faces, refused, error) of an encoded picture, or of the error in reading it."""
         if isinstance(data, OSError):
             return b"", [], [], str(data)
         try:

@@ -1,5 +1,5 @@
-"""What `--input` means: from a folder, a glob, a list, a Parquet set, tar shards or a prepared set
-to one `Entry` a picture, in an order that depends on their names alone.
+"""Reads `--input`: a folder, a glob, a list, a Parquet set, tar shards or a prepared set. Yields
+one `Entry` per picture, in an order that depends only on their names.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ EXPECTED = (
     " bytes, .tar shards, or a prepared set"
 )
 _LISTS = (".txt", ".lst", ".list")
-# Names under which lists and sets keep a picture's path, the preferred first.
+# Column names for a picture's path in lists and sets, the preferred one first.
 _PATH_COLUMNS = ("path", "file", "url", "uri", "filename", "file_name", "file_path", "image", "id")
-_BLOCK = 512  # of a tar file; one of zeros is its end
-DAMAGED = -2  # `part` of an entry that stands for what follows a damaged place in a tar shard
+_BLOCK = 512  # of a tar file; a block of zeros ends it
+DAMAGED = -2  # `part` of the entry for everything after a damaged place in a tar shard
 
 
 class Entry(NamedTuple):
@@ -33,10 +33,10 @@ class Entry(NamedTuple):
 
     Attributes:
       path: its name in the output, as bytes (`os.fsencode`): file names need not be UTF-8.
-      source: the file or URL that holds it, likewise; empty: `path` itself.
+      source: the file or URL that holds it, also as bytes; empty: `path` itself.
       part: row group of a Parquet file, number of a split in SPLITS, DAMAGED, or -1.
       at: row in the row group, byte in the tar shard, index in the split, or -1.
-      size: bytes, where they are known; or -1.
+      size: in bytes if known, or -1.
     """
 
     path: bytes
@@ -49,7 +49,7 @@ class Entry(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Input:
     """`kind`: "files", "parquet", "tar" or "prepared"; `column`: of the encoded bytes, for
-    "parquet"; `note`: what was passed over, for people; `from_parquet`: listed from Parquet."""
+    "parquet"; `note`: what was passed over, as text; `from_parquet`: the list is in Parquet."""
 
     kind: str
     entries: Iterator[Entry]
@@ -59,15 +59,15 @@ class Input:
 
 
 def open_input(source: str, column: str | None = None) -> Input:
-    """What `source` names, listed while it is iterated.
+    """The input that `source` names; iterating over its entries lists it.
 
     Args:
-      source: see EXPECTED; a local path or a URL that fsspec knows.
-      column: of a Parquet file, with the paths or the encoded bytes; None: it is looked for.
+      source: see EXPECTED; a local path or a URL that fsspec can open.
+      column: of a Parquet file, with the paths or the encoded bytes; None: search for it.
 
     Raises:
-      UserError: nothing is there, no picture, or no such column. While iterating: a list that
-        cannot be read.
+      UserError: nothing is there, no picture, or no such column. While iterating: a list cannot be
+        read.
     """
     if not source:
         raise UserError(f"--input is empty: expected {EXPECTED}")
@@ -96,7 +96,7 @@ def _open(source: str, column: str | None) -> Input:
 def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:  # its package is missing; no such protocol
+    except (ImportError, ValueError) as error:  # package missing; no such protocol
         raise UserError(f"--input={url}: {error}") from None
 
 
@@ -134,7 +134,7 @@ def _of_folder(source: str, fs, path: str, column: str | None) -> Input:
 
 
 def _of_files(source: str, files: Sequence[str], column: str | None) -> Input:
-    """Of one file that is named, or of those that a glob or a folder has."""
+    """The input for one named file, or for the files of a glob or a folder."""
     if not files:
         raise UserError(f"--input={source}: no file matches; expected {EXPECTED}")
     endings = {os.path.splitext(file)[1].lower() for file in files}
@@ -153,7 +153,7 @@ def _of_files(source: str, files: Sequence[str], column: str | None) -> Input:
 
 
 def _file(name: str) -> Entry:
-    """A relative path is that of this process, whichever process reads it."""
+    """The entry of a file. Makes a relative path absolute, since another process may read it."""
     relative = "://" not in name and not os.path.isabs(name)
     return Entry(os.fsencode(name), os.fsencode(os.path.abspath(name)) if relative else b"")
 
@@ -243,7 +243,7 @@ def _of_parquet_sets(files: Sequence[str], column: str, name_column: str | None)
 def _names(
     parquet: pq.ParquetFile, group: int, rows: int, name_column: str | None
 ) -> list[str | None]:
-    """The pictures' own names in a row group, None where there is none or it is damaged."""
+    """The pictures' own names in a row group; None for those without one, or if it is damaged."""
     if name_column is None:
         return [None] * rows
     try:
@@ -258,7 +258,7 @@ def _absolute(file: str) -> str:
 
 
 def _of_tars(files: Sequence[str]) -> Iterator[Entry]:
-    """The pictures of each shard, by a walk over its headers."""
+    """The pictures of each shard, found by reading its headers."""
     for file in files:
         source, end = os.fsencode(_absolute(file)), 0
         try:
@@ -270,14 +270,14 @@ def _of_tars(files: Sequence[str]) -> Iterator[Entry]:
                         if member.isreg() and listing.is_picture(os.path.basename(member.name)):
                             name = os.fsencode(f"{file}/{member.name}")
                             yield Entry(name, source, -1, member.offset_data, member.size)
-                # tarfile takes a header that is damaged or cut short for the end.
+                # tarfile treats a damaged or truncated header as the end.
                 stream.seek(end)
                 whole = stream.read(_BLOCK) == bytes(_BLOCK)
         except tarfile.TarError:
             whole = False
         except OSError as error:
             raise UserError(f"--input={file}: cannot be read: {error}") from error
-        if not whole:  # what follows cannot be told apart: one row says so, instead of no row
+        if not whole:  # the rest cannot be separated: report it as one row
             yield Entry(os.fsencode(f"{file}#{end}"), source, DAMAGED, end, -1)
 
 

@@ -1,7 +1,8 @@
-"""A job: what is left of a plan, decoded and scored by Ray Data, written shard by shard.
+"""A job: Ray Data decodes and scores the rest of a plan; the driver writes it shard by shard.
 
-Exactly once: answers carry their place in the input. The driver keeps the first to each row, writes
-a shard once every row of it has one, and asks again, row by row, for those that never came.
+Each row is written exactly once. Answers carry their place in the input. The driver keeps the first
+answer to each row, and writes a shard when all its rows have one. It asks again, row by row, for
+answers that never came.
 """
 
 import contextlib
@@ -20,18 +21,18 @@ from mnv4_jax.fleet import decoding, inputs, plan, shards
 from mnv4_jax.fleet.store import Store
 
 FILE = "job.json"
-# Of a decode task whose process was lost. Ray Data itself would try for ever, also with a picture
-# that kills it each time.
+# Retries of a decode task whose process was lost. Ray Data itself would retry for ever, even with a
+# picture that kills the process each time.
 _RETRIES = 3
 _GAVE_UP = "each task that tried to read it failed or was killed"
-# Tasks whose process was lost again and again, before the job as a whole is given up.
+# Share of tasks that may fail after all retries before the whole job is given up.
 _LOST_CHUNKS = 0.02
-_SINGLE_ROWS = 10_000  # that are asked for one by one, at most
+_SINGLE_ROWS = 10_000  # most rows to ask for one by one
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Of a job. `keep_crops`: see `views.face_views`; `scorers`: actors, 0: as many as fit."""
+    """`keep_crops`: see `views.face_views`; `scorers`: number of actors, 0: as many as fit."""
 
     source: str
     out: str
@@ -48,7 +49,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A plan and a detector, and what of it is done already."""
+    """A plan, a detector, and the shards that are done already."""
 
     store: Store
     given: inputs.Input
@@ -76,7 +77,7 @@ class Listed:
 
 
 def list_input(options: Options) -> Listed:
-    """Needs no Ray. Raises UserError where the input is not there, or has no picture."""
+    """Lists the input, without Ray. Raises UserError if it is missing or has no picture."""
     given = inputs.open_input(options.source, options.column)
     store = Store(options.out)
     store.make()
@@ -87,7 +88,7 @@ def list_input(options: Options) -> Listed:
 
 
 def open_job(ray: ModuleType, options: Options, listed: Listed) -> Job:
-    """Looks at the checkpoint and at what is in `options.out` already.
+    """Reads the checkpoint and the existing contents of `options.out`.
 
     Raises:
       UserError: no checkpoint, or the folder holds the output of another job.
@@ -118,8 +119,8 @@ def open_job(ray: ModuleType, options: Options, listed: Listed) -> Job:
 
 
 def _describe(ray: ModuleType, options: Options):
-    # JAX comes in with scorer.py: the driver has no use for it. max_calls=1: nor has any process
-    # that was told to leave the accelerator alone.
+    # scorer.py imports JAX, which the driver does not need. max_calls=1: end that process, which
+    # may not use the accelerator, after the call.
     def describe(checkpoint, raw):
         from mnv4_jax.fleet import scorer
 
@@ -154,13 +155,13 @@ def _check_same(there: dict, facts: dict, options: Options) -> None:
 
 
 def run(ray: ModuleType, job: Job, on_answers: Callable[[int], None]) -> None:
-    """Scores what is left and writes it.
+    """Scores the remaining shards and writes them.
 
     Args:
-      on_answers: told how many rows more have their answer.
+      on_answers: called with the number of newly answered rows.
 
     Raises:
-      UserError: the disk is full, or a worker met something to put right.
+      UserError: the disk is full, or a worker raised it.
     """
     left = [i for i in range(len(job.plan.rows)) if i not in job.done]
     open_shards: dict[int, shards.Shard] = {}
@@ -176,7 +177,7 @@ def run(ray: ModuleType, job: Job, on_answers: Callable[[int], None]) -> None:
         singles = np.array([(shard, row, row + 1) for shard, row in missing])
         _round(ray, job, singles, open_shards, on_answers, single=True)
         missing = _missing(job, left, open_shards)
-        if len(missing) == sum(int(job.plan.rows[i]) for i in left):  # that is not the pictures
+        if len(missing) == sum(int(job.plan.rows[i]) for i in left):  # not the pictures' fault
             raise UserError(
                 f"none of {len(missing):,} pictures was answered: every task failed or was killed;"
                 " is there memory for them, and do all machines see --input and --out? Ray's logs"
@@ -199,8 +200,8 @@ def _missing(job: Job, left: list[int], open_shards: dict) -> list[tuple[int, in
 
 
 def _round(ray, job: Job, chunks: np.ndarray, open_shards: dict, on_answers, *, single: bool):
-    # Closed whatever happens: else Ray Data's thread meets a Ray that was shut down, and takes the
-    # process with it before it has said why.
+    # Always close it. Otherwise Ray Data's thread finds that Ray was shut down, and ends the
+    # process before it can report the error.
     with contextlib.closing(_answers(ray, job, chunks, single=single)) as tables:
         for table in tables:
             new = 0
@@ -229,8 +230,8 @@ def _write(job: Job, shard: int, answers: shards.Shard) -> None:
 
 
 def _answers(ray: ModuleType, job: Job, chunks: np.ndarray, *, single: bool) -> Iterator:
-    """Tables of `shards.ANSWERS`, in any order; a row may come again and, if a process is lost
-    again and again, not at all."""
+    """Yields tables of `shards.ANSWERS`, in any order. A row may occur twice or, if its process is
+    lost repeatedly, not at all."""
     if not len(chunks):
         return
     context = ray.data.DataContext.get_current()
@@ -265,17 +266,18 @@ def _answers(ray: ModuleType, job: Job, chunks: np.ndarray, *, single: bool) -> 
 
 
 def _scorer_class() -> type:
-    from mnv4_jax.fleet.scorer import Scorer  # with JAX, which the driver does not start
+    from mnv4_jax.fleet.scorer import Scorer  # imports JAX, which the driver must not start
 
     return Scorer
 
 
 def _scorers(ray: ModuleType, wanted: int) -> tuple[int, dict[str, Any], int]:
-    """(actors, what each takes of its machine, threads of XLA).
+    """(actors, resources of each, threads of XLA).
 
-    One a GPU or TPU host where there is one. On CPUs one a core, of one thread: on two busy cores,
-    128 px, two scored 266 to 379 pictures/s, one of two threads 167 to 263. They take half of the
-    CPUs that Ray counts, and decode tasks the other half; which of them runs is for the kernel.
+    One actor per GPU or TPU host, if there are any. On CPUs one per core, with one thread: on two
+    busy cores at 128 px, two actors scored 266 to 379 pictures/s, one with two threads 167 to 263.
+    Actors take half of the CPUs that Ray counts, decode tasks the other half; the kernel schedules
+    them.
     """
     there = ray.cluster_resources()
     if gpus := int(there.get("GPU", 0)):

@@ -1,5 +1,5 @@
-"""The list of a job's pictures, cut into shards and those into chunks: a Parquet file with one row
-group a shard, which no process has to hold in memory.
+"""The list of a job's pictures, cut into shards and these into chunks: a Parquet file with one row
+group per shard. No process has to hold it in memory.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ _SCHEMA = pa.schema(
         ("size", pa.int64()),
     ]
 )
-# What one decode task takes. Ray Data's driver spends milliseconds on every task: large jobs take
-# larger ones (docs/SCALING.md).
+# Rows of one decode task. Ray Data's driver spends milliseconds on every task, so large jobs have
+# larger tasks (docs/SCALING.md).
 _CHUNK_ROWS, _MOST_CHUNK_ROWS = 256, 2560
-_CHUNKS = 4000  # of a job, before chunks grow
+_CHUNKS = 4000  # in a job, before chunks grow
 _FOOTERS: dict[str, pq.FileMetaData] = {}
 
 
@@ -45,12 +45,12 @@ class Plan:
 
 
 def write(given: Input, store: Store, *, shard_rows: int, limit: int | None = None) -> Plan:
-    """Lists the input into `store`, under a name that `adopt` makes the plan's.
+    """Lists the input into a draft in `store`; `adopt` makes it the plan.
 
     Args:
       shard_rows: pictures in a shard. The rows of one row group of a Parquet set stay together, so
         that it is read once: such shards may be larger.
-      limit: take the first so many only.
+      limit: take only this many, the first ones.
     """
     hashed = hashlib.blake2b(digest_size=16)
     rows, chunks = [], []
@@ -77,7 +77,7 @@ def entries(store: Store, shard: int, start: int = 0, stop: int | None = None) -
     """Rows of one shard of the plan.
 
     Raises:
-      UserError: this process does not see the job's folder.
+      UserError: this process has no access to the job's folder.
     """
     try:
         footer = _footer(store)
@@ -92,8 +92,7 @@ def entries(store: Store, shard: int, start: int = 0, stop: int | None = None) -
 
 
 def tasks(chunks: np.ndarray) -> np.ndarray:
-    """[T, 3]: `chunks` of a plan, those that follow each other in a shard joined where they are
-    many."""
+    """[T, 3]: the `chunks` of a plan; if there are many, consecutive ones of a shard are joined."""
     total = int((chunks[:, 2] - chunks[:, 1]).sum())
     size = min(max(total // _CHUNKS, _CHUNK_ROWS), _MOST_CHUNK_ROWS)
     joined: list[list[int]] = []
@@ -107,7 +106,8 @@ def tasks(chunks: np.ndarray) -> np.ndarray:
 
 
 def _footer(store: Store) -> pq.FileMetaData:
-    """Read once a process: with 10,000 shards it is megabytes, and every task needs it."""
+    """The plan's footer, read once per process: for 10,000 shards it is megabytes, and every task
+    needs it."""
     if store.folder not in _FOOTERS:
         with store.open(FILE) as stream:
             _FOOTERS[store.folder] = pq.read_metadata(stream)

@@ -1,4 +1,4 @@
-"""From entries of the input to encoded pictures, in whichever process decodes them."""
+"""Reads the encoded pictures of input entries, in the process that decodes them."""
 
 import functools
 import os
@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 from input_pipeline.sources import SPLITS, FileSource, Source
 from mnv4_jax.fleet.inputs import DAMAGED, Entry
 
-_AT_ONCE = 32  # remote files asked for together: each answer takes tens of milliseconds
-_ROWS_AT_ONCE = 16  # of a Parquet file: what they hold is in memory together
+_AT_ONCE = 32  # remote files requested together: each answer takes tens of milliseconds
+_ROWS_AT_ONCE = 16  # of a Parquet file: they are in memory together
 
 
 def read(entries: Sequence[Entry], kind: str, column: str = "") -> Iterator[bytes | OSError]:
-    """Each entry's encoded picture, in order, or why it cannot be read.
+    """Each entry's encoded picture, in order, or the error in reading it.
 
     Args:
-      entries: of one `Input`, as they follow each other there.
+      entries: of one `Input`, in its order.
       kind, column: of that input.
     """
     if kind == "parquet":
@@ -39,7 +39,7 @@ def _caught(function):
 
 
 def _as_os_error(error: BaseException) -> OSError:
-    """With a message of one line, as the output keeps it; an errno's text without the path."""
+    """An OSError with a one-line message for the output; for an errno, without the path."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return OSError(" ".join(text.split())[:300])
 
@@ -68,7 +68,7 @@ def _read_local(path: str) -> bytes | OSError:
 
 
 def _fetch(urls: Sequence[str]) -> dict[str, bytes | OSError]:
-    """Those of one store together, where it answers many requests at once."""
+    """Requests the URLs of one store together, if it answers many requests at once."""
     fetched: dict[str, bytes | OSError] = {}
     of_store: dict[fsspec.AbstractFileSystem, list[tuple[str, str]]] = {}
     for url in urls:
@@ -79,7 +79,7 @@ def _fetch(urls: Sequence[str]) -> dict[str, bytes | OSError]:
             fetched[url] = _as_os_error(error)
     for fs, found in of_store.items():
         paths = [path for _, path in found]
-        # Not `cat`, which takes a name with [1] in it for a pattern.
+        # Not `cat`, which treats a name with [1] in it as a pattern.
         contents = fs.cat_ranges(paths, [0] * len(paths), [None] * len(paths), on_error="return")
         for (url, _), data in zip(found, contents, strict=True):
             fetched[url] = data if isinstance(data, bytes) else _as_os_error(data)
@@ -114,7 +114,7 @@ def _prepared(folder: str, split: str) -> Source:
 
 
 def _from_parquet(entries: Sequence[Entry], column: str) -> Iterator[bytes | OSError]:
-    """Row group by row group; from a damaged place on, each row of its group has the reason."""
+    """Reads row group by row group. After damage, each later row of the group gets the error."""
     start = 0
     while start < len(entries):
         source, group = entries[start].source, entries[start].part
@@ -133,7 +133,7 @@ def _from_parquet(entries: Sequence[Entry], column: str) -> Iterator[bytes | OSE
 
 
 def _rows(file: str, group: int, column: str, rows: Sequence[int]) -> Iterator[bytes | OSError]:
-    """Of ascending row numbers."""
+    """The pictures in the given rows, which must be ascending."""
     wanted, first = iter(rows), 0
     row = next(wanted, None)
     with fsspec.open(file, "rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:

@@ -1,4 +1,4 @@
-"""The detector in a process of its own: views in, answers out."""
+"""The detector in its own process: turns views into answers."""
 
 import dataclasses
 import hashlib
@@ -24,12 +24,12 @@ _BATCH_SIZE_ELSEWHERE = 128
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What a job has to know of its detector.
+    """Facts about the detector of a job.
 
     Attributes:
-      path: the checkpoint itself, so that a better one in the same workdir does not take its place
-        in the middle of a job; None: the detector in the box.
-      digest: of everything that decides the scores.
+      path: the checkpoint itself, so that a better one in the same workdir does not replace it
+        during a job; None: the shipped detector.
+      digest: of everything that affects the scores.
     """
 
     path: str | None
@@ -40,13 +40,13 @@ class Card:
 
 
 def describe(checkpoint: str | None, raw: bool) -> Card:
-    """In a task of its own, on the CPU, so that no accelerator is taken from the scorers."""
+    """The card of a detector. Runs in its own task on the CPU, to leave accelerators to scorers."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     return card_of(saved.load(checkpoint, raw=raw), named=checkpoint is not None)
 
 
 def card_of(loaded: saved.Checkpoint, *, named: bool = True) -> Card:
-    """`named`: it was loaded from a path; else it is the detector in the box."""
+    """`named`: it was loaded from a path; otherwise it is the shipped detector."""
     config = scoring.evaluation_config(loaded.config.data)
     fitted = loaded.calibration or {}
     transform = eval_transform(config)
@@ -67,12 +67,12 @@ def card_of(loaded: saved.Checkpoint, *, named: bool = True) -> Card:
 
 
 class Scorer:
-    """An actor for `Dataset.map_batches`: holds one detector and asks it once a block.
+    """An actor for `Dataset.map_batches`: holds one detector and scores block by block.
 
     Args:
-      card: of the detector; raises UserError where it has become another one.
+      card: of the detector; raises UserError if the detector has changed since.
       raw: see `saved.load`.
-      threads: that XLA may use on a CPU; 0: one a core.
+      threads: for XLA on a CPU; 0: one per core.
     """
 
     def __init__(self, card: Card, raw: bool, threads: int = 0):
@@ -112,7 +112,7 @@ class Scorer:
         )
 
     def _answer(self, p_fake: np.ndarray, refused: list[int], boxes: list[int], error: str | None):
-        """(p_fake, face, error, reason): of several faces, the one that is fake most probably."""
+        """(p_fake, face, error, reason); of several faces, the one with the highest p_fake."""
         if error:
             return None, None, error, None
         if not len(refused):
@@ -124,7 +124,7 @@ class Scorer:
         return float(p_fake[best]), boxes[4 * best : 4 * best + 4] or None, None, None
 
     def _pixels(self, views: pa.Table) -> np.ndarray:
-        """[V, S, S, 3] uint8 of all rows: their bytes lie one after the other, and stay there."""
+        """[V, S, S, 3] uint8 of all rows, whose bytes are consecutive: usually without a copy."""
         size = self._card.transform.size
         chunks = []
         for chunk in views["pixels"].chunks:

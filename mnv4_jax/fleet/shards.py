@@ -1,4 +1,4 @@
-"""The output of a job: a Parquet file a shard, each row of the input exactly once."""
+"""The output of a job: one Parquet file per shard, with each input row exactly once."""
 
 import dataclasses
 import io
@@ -18,15 +18,15 @@ SCHEMA = pa.schema(
     [
         ("row", pa.int64()),  # in the input, from 0
         ("path", pa.string()),
-        ("p_fake", pa.float64()),  # null where there is no score
+        ("p_fake", pa.float64()),  # null without a score
         ("label", pa.string()),  # fake or real, at the threshold
-        ("face", _FACE),  # in px of the picture; null: all of it was scored
+        ("face", _FACE),  # in px of the picture; null: the whole picture was scored
         ("error", pa.string()),  # why the picture could not be read
-        ("reason", pa.string()),  # why one that could be read has no score
+        ("reason", pa.string()),  # why a readable picture has no score
         ("checkpoint", pa.string()),
     ]
 )
-# What scorers answer: rows of shards, in any order.
+# Answers of scorers: rows of shards, in any order.
 ANSWERS = pa.schema(
     [
         ("shard", pa.int32()),
@@ -47,13 +47,13 @@ def name(shard: int) -> str:
 
 @dataclasses.dataclass
 class Shard:
-    """The answers to one shard as they come in; an answer that comes again changes nothing."""
+    """The answers for one shard so far; a repeated answer changes nothing."""
 
     rows: int
     given: dict[int, tuple] = dataclasses.field(default_factory=dict)
 
     def take(self, row: int, answer: tuple) -> bool:
-        """Whether `answer`, (p_fake, face, error, reason), is the first to this row."""
+        """Stores `answer`, (p_fake, face, error, reason). Returns whether it is the row's first."""
         if row in self.given:
             return False
         self.given[row] = answer
@@ -79,9 +79,9 @@ def encode(
     """A complete shard as a Parquet file.
 
     Args:
-      entries: of the plan, one a row.
+      entries: of the plan, one per row.
       first_row: of the shard, in the input.
-      job: identity of the job, kept in the file: `verify` asks for it.
+      job: identity of the job, kept in the file for `verify`.
     """
     p_fake, face, error, reason = zip(*(shard.given[i] for i in range(shard.rows)), strict=True)
     table = pa.table(
@@ -103,17 +103,17 @@ def encode(
 
 
 def verify(store: Store, shard: int, rows: int, job: str) -> bool:
-    """Whether the output of a shard is there, of this job, and has all its rows."""
+    """Whether the output of a shard exists, belongs to this job, and has all its rows."""
     try:
         with store.open(name(shard)) as stream, pq.ParquetFile(stream) as parquet:
             kept = parquet.schema_arrow.metadata or {}
             return parquet.metadata.num_rows == rows and kept.get(b"job") == job.encode()
-    except (OSError, pa.ArrowException):  # cut short, or damaged
+    except (OSError, pa.ArrowException):  # truncated or damaged
         return False
 
 
 def finished(store: Store, rows: np.ndarray, job: str) -> set[int]:
-    """The shards that need not be done again."""
+    """The shards that are done already."""
     there = {f"{FOLDER}/{file}" for file in store.names(FOLDER)}
     found = [i for i in range(len(rows)) if name(i) in there]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -128,7 +128,7 @@ def _read(store: Store, shard: int) -> pa.Table:
 
 @dataclasses.dataclass
 class Summary:
-    """What the output of a job says."""
+    """Counts over the output of a job."""
 
     rows: int = 0
     unreadable: int = 0
@@ -138,7 +138,7 @@ class Summary:
 
     @classmethod
     def of(cls, store: Store, shards: int) -> "Summary":
-        """Of all shards of a finished job."""
+        """Counts all shards of a finished job."""
         summary = cls()
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for table in pool.map(lambda shard: _read(store, shard), range(shards)):

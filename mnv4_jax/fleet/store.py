@@ -1,4 +1,4 @@
-"""The folder of a job, local or in a bucket: files that are there whole or not at all."""
+"""The folder of a job, local or in a bucket; its files are written atomically."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ class Store:
     """A folder by path or URL.
 
     Raises:
-      UserError: it is a URL whose package is not installed.
+      UserError: the package for this kind of URL is not installed.
     """
 
     def __init__(self, folder: str):
@@ -33,7 +33,7 @@ class Store:
         return f"{self._path.rstrip('/')}/{name}"
 
     def names(self, folder: str) -> list[str]:
-        """What is in a folder below this one, sorted; one request a thousand files in a bucket."""
+        """The sorted names in a sub-folder; in a bucket, one request per thousand files."""
         try:
             found = self._fs.ls(self.path(folder), detail=False, refresh=True)
         except FileNotFoundError:
@@ -44,7 +44,7 @@ class Store:
         return self._fs.exists(self.path(name))
 
     def open(self, name: str):
-        """For reading, bytes. Of a bucket, nothing but what is asked for: it would read 5 MB."""
+        """Opens a file to read bytes. In a bucket, without read-ahead, which would fetch 5 MB."""
         options = {} if self._local else {"cache_type": "none"}
         return self._fs.open(self.path(name), "rb", **options)
 
@@ -52,25 +52,25 @@ class Store:
         return self._fs.cat_file(self.path(name))
 
     def write(self, name: str, data: bytes) -> None:
-        """Whole or not at all: under another name first. A bucket's objects are so anyway."""
+        """Writes atomically, under another name first. Objects in a bucket are always atomic."""
         if not self._local:
             self._fs.pipe_file(self.path(name), data)
             return
         file = pathlib.Path(self._path) / name
         file.parent.mkdir(exist_ok=True)
-        new = file.with_name(f".{file.name}.new")  # readers of Parquet folders pass dots over
+        new = file.with_name(f".{file.name}.new")  # readers of Parquet folders ignore dot files
         try:
             with new.open("wb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
-            new.unlink(missing_ok=True)  # a full disk is not made fuller
-            raise OSError(error.errno, error.strerror, str(file)) from error  # says which
+            new.unlink(missing_ok=True)  # free the space if the disk is full
+            raise OSError(error.errno, error.strerror, str(file)) from error  # names the file
         new.replace(file)
 
     def draft(self, name: str) -> str:
-        """Where on this machine to write what `put` moves here; the same at each call."""
+        """The local path for the draft of `name`, which `put` moves here; the same at each call."""
         if self._local:
             return str(pathlib.Path(self._path) / f".{name}.new")
         if name not in self._drafts:
@@ -79,7 +79,7 @@ class Store:
         return self._drafts[name]
 
     def put(self, name: str) -> None:
-        """The draft of `name` becomes `name`."""
+        """Moves the draft of `name` to `name`."""
         if self._local:
             os.replace(self.draft(name), self.path(name))
         else:

@@ -1,4 +1,4 @@
-"""What is said at the end of a job, counted from its output, and its files summary.json and
+"""The summary at the end of a job, counted from its output, with its files summary.json and
 scores.png; and the lock of its folder.
 """
 
@@ -18,7 +18,7 @@ from mnv4_jax.runtime.line_file import in_bucket
 
 @contextlib.contextmanager
 def held(out: str) -> Iterator[None]:
-    """`out` for this job alone, as far as its file system has locks."""
+    """Reserves `out` for this job alone, if its file system has locks."""
     if in_bucket(out):
         yield
         return
@@ -29,7 +29,7 @@ def held(out: str) -> Iterator[None]:
 
 
 def write(store: Store, rows: np.ndarray, threshold: float) -> shards.Summary:
-    """Counts all shards of a finished job, and keeps the counts beside them."""
+    """Counts all shards of a finished job, and writes the counts beside them."""
     found = shards.Summary.of(store, len(rows))
     store.write("summary.json", found.json().encode())
     store.write("scores.png", _histogram(found, threshold))

@@ -1,4 +1,4 @@
 """Numbers about scores and pictures: metrics, calibration, corruptions, shortcuts.
 
-Knows arrays and sources. Must not know networks or checkpoints.
+May import arrays and sources. Must not import networks or checkpoints.
 """

@@ -1,6 +1,6 @@
-"""Does the set give itself away? What can be told from a picture's file alone, without a detector.
+"""Finds shortcuts in a set: how well properties of the file alone separate fakes from reals.
 
-If fakes are smaller files than real pictures, or sharper, a detector may have learned just that.
+If fakes are smaller files than real pictures, or sharper, a detector may have learned only that.
 """
 
 import concurrent.futures
@@ -17,7 +17,7 @@ from input_pipeline.decode import DecodeError, decode
 from input_pipeline.sources import Source
 from mnv4_jax.measure import metrics
 
-# name in the report: what it is
+# name in the report: explanation
 FEATURES = {
     "file_size": "bytes",
     "jpeg_quality": "as libjpeg counts it",
@@ -51,8 +51,8 @@ def inspect(source: Source) -> tuple[str, dict[str, np.ndarray]]:
     """Reads every file once.
 
     Returns:
-      A SHA-256 of all ids and contents in order, and each of `FEATURES` as [N] float64: nan where
-      it does not apply (no JPEG) or the file cannot be read.
+      A SHA-256 of all ids and contents in order, and each of `FEATURES` as [N] float64: nan if it
+      does not apply (no JPEG) or the file cannot be read.
     """
     with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
         rows = list(pool.map(lambda i: _inspect_file(source, i), range(len(source))))
@@ -93,7 +93,7 @@ def jpeg_quality(data: bytes) -> float:
 
 
 def shortcuts(labels: np.ndarray, features: Mapping[str, np.ndarray], groups) -> dict[str, Any]:
-    """How well each feature alone tells fake from real.
+    """How well each feature alone separates fake from real.
 
     Args:
       labels: [N] 0 fake, 1 real.
@@ -101,8 +101,8 @@ def shortcuts(labels: np.ndarray, features: Mapping[str, np.ndarray], groups) ->
       groups: [N] names or None, for the intervals.
 
     Returns:
-      {feature: {"auc": {"value", "ci95"}, "n", "median_fake", "median_real"}}; above 0.5 where
-      fakes have the larger values. None instead of the AUC where a class has no such value.
+      {feature: {"auc": {"value", "ci95"}, "n", "median_fake", "median_real"}}; above 0.5 if fakes
+      have the larger values. None instead of the AUC if a class has no such value.
     """
     out = {}
     for name, values in features.items():

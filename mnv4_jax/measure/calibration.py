@@ -1,6 +1,6 @@
-"""From logits to a probability that can be believed, and to thresholds that keep a promise.
+"""Turns logits into calibrated probabilities, and fits thresholds for given false-alarm rates.
 
-Both are fitted on Validation, kept in the checkpoint and applied unchanged everywhere else.
+Both are fitted on Validation, saved in the checkpoint and applied unchanged everywhere else.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from mnv4_jax.measure import metrics
 
 FALSE_ALARM_RATES = (0.01, 0.05, 0.10)
-TEMPERATURES = (0.01, 100.0)  # a useless model would fit infinity
+TEMPERATURES = (0.01, 100.0)  # the fit to a useless model would be infinity
 
 
 def fit(
@@ -20,13 +20,14 @@ def fit(
     set_of: np.ndarray | None = None,
     split: str = "Validation",
 ) -> dict | None:
-    """The `calibration` that a checkpoint carries, or None where it cannot be fitted.
+    """The `calibration` of a checkpoint, or None if it cannot be fitted: a class is missing, or a
+    logit is not finite.
 
     Args:
       logits: [N, 2] floats, column 0 fake.
-      labels: [N] integers, 0 fake and 1 real. A class is missing or a logit not finite: None.
-      set_of: [N] the set of each example of a mixture: each threshold keeps its promise in every
-        set that has real pictures.
+      labels: [N] integers, 0 fake and 1 real.
+      set_of: [N] the set of each example of a mixture: each threshold keeps its false-alarm rate in
+        every set that has real pictures.
 
     Returns:
       {"temperature": T, "thresholds": {"0.01": p, …}, "clear_below": {"0.01": p, …},
@@ -55,18 +56,17 @@ def fit(
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The T that minimises the log loss of softmax(logits / T); Guo et al. 2017, arXiv:1706.04599.
 
-    Where every picture is on its right side there is no such T but 0, which would call the first
-    doubtful picture certain. There the labels give way a little, to 1 - 1 / (n + 2) of a class of n
-    (Platt 1999).
+    If every picture is on its right side, the best T is 0, which would make every answer certain.
+    In that case the labels are smoothed, to 1 - 1 / (n + 2) for a class of n (Platt 1999).
 
     Args:
       logits: [N, 2] finite floats.
       labels: [N] integers, 0 fake and 1 real.
 
     Returns:
-      T within `TEMPERATURES`; it never changes which class is the likelier.
+      T within `TEMPERATURES`; it never changes which class is more likely.
     """
-    from scipy.optimize import minimize_scalar  # only training needs it: predict starts without
+    from scipy.optimize import minimize_scalar  # slow to import, and only training needs it
 
     z = metrics.log_odds(logits)
     labels = np.asarray(labels)
@@ -95,7 +95,7 @@ def fit_thresholds(
 ) -> dict[str, float]:
     """The lowest threshold on calibrated p_fake whose false-alarm rate is at most each rate.
 
-    A picture is called fake where p_fake ≥ threshold; the false-alarm rate is the share of real
+    A picture is called fake if p_fake ≥ threshold; the false-alarm rate is the share of real
     pictures called fake. Raises ValueError without a real picture.
     """
     p = p_fake(logits, temperature)
@@ -112,9 +112,9 @@ def fit_clear_below(
     temperature: float = 1.0,
     rates: Sequence[float] = FALSE_ALARM_RATES,
 ) -> dict[str, float]:
-    """The highest calibrated p_fake below which at most each rate of the fakes lies.
+    """For each rate, the highest calibrated p_fake below which at most this share of fakes lies.
 
-    Between it and a threshold of `fit_thresholds` a detector may say that it is unsure. Raises
+    Between it and a threshold of `fit_thresholds` a detector may answer that it is unsure. Raises
     ValueError without a fake picture.
     """
     fake = np.sort(p_fake(logits, temperature)[np.asarray(labels) == metrics.FAKE])
@@ -124,13 +124,13 @@ def fit_clear_below(
 
 
 def _just_above(score: float, scores: np.ndarray) -> float:
-    """Half-way to the next higher score, so that rounding elsewhere flips neither picture."""
+    """Half-way to the next higher score, so that rounding on other machines flips no picture."""
     above = scores[scores > score]
     return float((score + (above.min() if len(above) else 1.0)) / 2)
 
 
 def rates_at(p: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, float]:
-    """{"false_alarm_rate", "recall_fake"} where p_fake [N] ≥ threshold is called fake."""
+    """{"false_alarm_rate", "recall_fake"} if p_fake [N] ≥ threshold is called fake."""
     called, labels = p >= threshold, np.asarray(labels)
     return {
         "false_alarm_rate": float(called[labels == metrics.REAL].mean()),

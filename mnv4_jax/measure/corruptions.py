@@ -1,7 +1,7 @@
-"""Damage that pictures meet in the world, for measuring robustness: eight kinds, five severities.
+"""Common damage to pictures, for measuring robustness: eight kinds, five severities.
 
 Pure functions on the host, uint8 RGB to uint8 RGB of the same size, applied to the decoded picture
-before the evaluation transform: as if the damaged file had arrived.
+before the evaluation transform, as if the file itself were damaged.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Corruption(NamedTuple):
 
 
 def jpeg(image: np.ndarray, quality: float, rng: np.random.Generator) -> np.ndarray:
-    """Compressed and decoded again; `quality` as libjpeg counts it, chroma halved both ways."""
+    """JPEG compression; `quality` as in libjpeg, chroma at half resolution on both axes."""
     return simplejpeg.decode_jpeg(encode_jpeg(image, quality))
 
 
@@ -44,7 +44,7 @@ def noise(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarr
 
 
 def downscale(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
-    """To `factor` of the width and height by area, and back to the old size bilinearly."""
+    """Scales width and height by `factor` (by area), then back to the old size (bilinear)."""
     height, width = image.shape[:2]
     small = cv2.resize(image, _scaled(width, height, factor), interpolation=cv2.INTER_AREA)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -57,7 +57,7 @@ def gamma(image: np.ndarray, exponent: float, rng: np.random.Generator) -> np.nd
 
 
 def pixelate(image: np.ndarray, block_px: float, rng: np.random.Generator) -> np.ndarray:
-    """Squares of one colour, `block_px` on a side (stretched where the side does not divide)."""
+    """Squares of one colour with side `block_px` (stretched if it does not divide the side)."""
     height, width = image.shape[:2]
     small = cv2.resize(image, _scaled(width, height, 1 / block_px), interpolation=cv2.INTER_AREA)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST)
@@ -75,9 +75,9 @@ def occlude(image: np.ndarray, area: float, rng: np.random.Generator) -> np.ndar
 
 
 def shift(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Moved diagonally, one way of four, by `share` of the shorter side; its edge is repeated.
+    """Moves the picture diagonally by `share` of the shorter side, and repeats its edge.
 
-    No damage at all: a detector that minds has learned where faces are in its pictures.
+    This is no damage: a detector that is affected has learned the position of faces.
     """
     height, width = image.shape[:2]
     down, right = rng.choice((-1, 1), 2) * round(share * min(height, width))

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 
 from mnv4_jax.measure import metrics
 
-_MOST_VALUES = 40  # a column with more names single files, not groups
+_MOST_VALUES = 40  # a column with more values names single files, not groups
 _AGES = (18, 40, 65)  # years at which age bands begin
 
 
@@ -20,7 +20,7 @@ def rates_by_group(
     Args:
       labels: [N] 0 fake, 1 real.
       p_fake: [N] calibrated.
-      columns: {name: N values, "" where unknown}; "age" in years is taken in bands. Columns with
+      columns: {name: N values, "" if unknown}; "age" in years is grouped into bands. Columns with
         one value, or with more than 40, are left out.
 
     Returns:

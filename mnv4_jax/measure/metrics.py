@@ -1,7 +1,7 @@
-"""What is measured, exactly. "Positive" means fake; scores rank by the log-odds of fake.
+"""Definitions of the metrics. "Positive" means fake; scores rank by the log-odds of fake.
 
-Every metric is written once, for weighted examples and for many weightings at a time: with all
-weights 1 it is the value, with bootstrap counts as weights it is the interval.
+Every metric is written once, for weighted examples and for many weightings at a time: weights of 1
+give the value, bootstrap counts as weights give the interval.
 """
 
 import math
@@ -23,7 +23,7 @@ def binary_metrics(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
       logits: [N, 2] floats, column 0 fake.
 
     Returns:
-      "loss" and the keys of `weighted_metrics`. What a missing class leaves undefined is nan.
+      "loss" and the keys of `weighted_metrics`. Metrics that need a missing class are nan.
     """
     z = log_odds(logits)
     values = weighted_metrics(labels, z, np.ones((1, len(z))))
@@ -34,10 +34,10 @@ def binary_metrics(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
 def metrics_by_set(
     labels: np.ndarray, logits: np.ndarray, set_of: np.ndarray, names: Sequence[str]
 ) -> dict[str, Any]:
-    """`binary_metrics` as the mean over sets, each counting the same whatever its size.
+    """`binary_metrics` as the mean over sets, with equal weights for all sizes.
 
     Args:
-      labels, logits: as of `binary_metrics`.
+      labels, logits: as for `binary_metrics`.
       set_of: [N] integers, the set of each example, an index into `names`.
 
     Returns:
@@ -72,9 +72,9 @@ def metrics_with_intervals(
 ) -> dict[str, dict]:
     """`weighted_metrics`, each as {"value": x, "ci95": [lo, hi]}, by the percentile bootstrap.
 
-    Pictures of one source are not independent: with `groups` ([N] names) whole groups are drawn.
-    Resamples in which a metric is undefined (a class missing) do not count for it. With a single
-    group, the intervals are NaN.
+    Pictures of one source are not independent: with `groups` ([N] names) it draws whole groups.
+    A metric ignores resamples in which it is undefined (a class missing). With a single group, the
+    intervals are NaN.
     """
     labels, z = np.asarray(labels), log_odds(logits)
     values = weighted_metrics(labels, z, np.ones((1, len(z))))
@@ -103,9 +103,9 @@ def rates_of(
     *,
     resamples: int = 1000,
 ) -> dict[str, dict]:
-    """ "false_alarm_rate" and "recall_fake", each {"value", "ci95"}, where `called` [N] bool says
-    which pictures are called fake; intervals as of `metrics_with_intervals`."""
-    # Logits that say nothing but the answer: their recalls are the rates.
+    """ "false_alarm_rate" and "recall_fake", each {"value", "ci95"}; `called` [N] bool says which
+    pictures are called fake; intervals as in `metrics_with_intervals`."""
+    # Logits that encode only the answer: their recalls are the rates.
     answers = np.stack([called, ~called], axis=1)
     at = metrics_with_intervals(labels, answers, groups, resamples=resamples)
     low, high = at["recall_real"]["ci95"]
@@ -125,7 +125,7 @@ def weighted_metrics(
 
     Args:
       labels: [N] integers, 0 fake and 1 real.
-      log_odds: [N] floats, log(p_fake / p_real). Fake is called where it is ≥ 0.
+      log_odds: [N] floats, log(p_fake / p_real). A picture is called fake if it is ≥ 0.
       weights: [R, N] non-negative floats: how often each example counts.
 
     Definitions follow scikit-learn, ties included. `eer` is where the ROC's chords cross
@@ -141,7 +141,7 @@ def weighted_metrics(
     n_fake, n_real = w_fake.sum(1), w_real.sum(1)
     n = n_fake + n_real
 
-    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is nan: undefined, and meant so
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is nan on purpose: undefined
         called = z >= 0
         tp, fp = w_fake[:, called].sum(1), w_real[:, called].sum(1)
         fn, tn = n_fake - tp, n_real - fp
@@ -167,7 +167,7 @@ def weighted_metrics(
 
 
 def _per_class(name: str, tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> dict:
-    """Precision is 0 where nothing was called so, as in scikit-learn."""
+    """Precision is 0 if no picture was called this class, as in scikit-learn."""
     return {
         f"precision_{name}": np.where(tp + fp > 0, tp / (tp + fp), 0.0),
         f"recall_{name}": tp / (tp + fn),
@@ -178,11 +178,11 @@ def _per_class(name: str, tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> dic
 def _curve_metrics(
     hits: np.ndarray, alarms: np.ndarray, n_fake: np.ndarray, n_real: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What is read off the ROC: `hits` and `alarms` are [R, T] cumulative counts."""
+    """Metrics of the ROC curve: `hits` and `alarms` are [R, T] cumulative counts."""
     tpr, fpr = hits / n_fake, alarms / n_real
     tpr, fpr = (np.pad(rate, ((0, 0), (1, 0))) for rate in (tpr, fpr))
     precision = hits / (hits + alarms)
-    # A resample may have no example at the highest scores: nothing to add there, not 0/0.
+    # A resample may have no example at the highest scores: add 0 there, not 0/0.
     gain = np.diff(tpr)
     average_precision = np.where(gain > 0, gain * precision, 0 * gain).sum(1)
 
@@ -210,7 +210,7 @@ def _curve_metrics(
 def bootstrap_weights(
     n: int, groups: Sequence[str] | None, *, resamples: int, seed: int, chunk_size: int = 50
 ):
-    """Yields [≤ chunk_size, n] counts of how often each example was drawn, whole groups at a time.
+    """Yields [≤ chunk_size, n] counts of draws of each example, drawing whole groups.
 
     Chunks keep memory at a few hundred megabytes for 100,000 examples.
     """

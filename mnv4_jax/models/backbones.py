@@ -1,7 +1,7 @@
-"""The one table of backbones: whatever `model.name` may be.
+"""The table of all backbones: the possible values of `model.name`.
 
-A backbone has `features(x, train=, key=)`, the last thing that still lies where the picture does,
-and `classify(features, train=, key=)` for the logits; calling it does both.
+A backbone has `features(x, train=, key=)`, its last output with a spatial layout, and
+`classify(features, train=, key=)` for the logits; calling it does both.
 """
 
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def names() -> list[str]:
 
 
 def check(name: str) -> None:
-    """Raises ValueError where there is no such row."""
+    """Raises ValueError if there is no such row."""
     if name not in names():
         raise ValueError(f"model.name={name!r}: must be one of {', '.join(names())}")
 

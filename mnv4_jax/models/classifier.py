@@ -15,7 +15,7 @@ LABELS = ("fake", "real")  # logits[:, 0] is fake
 def build(config: ConfigDict, *, seed: int) -> "Classifier":
     """The detector that `config.model` and `config.gabor` describe, with fresh weights.
 
-    They are NumPy arrays, drawn by NumPy: the same on every backend, and without compiling a
+    The weights are NumPy arrays, drawn by NumPy: the same on every backend, and without compiling a
     program for each of a hundred shapes, which took longer than the first epoch of the demo set.
 
     Raises:
@@ -25,7 +25,7 @@ def build(config: ConfigDict, *, seed: int) -> "Classifier":
 
 
 def param_dtype(config: ConfigDict):
-    """float64 where `model.dtype` says so (needs jax_enable_x64), else float32."""
+    """float64 if `model.dtype` says so (needs jax_enable_x64), else float32."""
     return jnp.float64 if config.model.dtype == "float64" else jnp.float32
 
 
@@ -59,7 +59,8 @@ class Classifier(nnx.Module):
 
         Args:
           images: [B, H, W, 3] float in [0, 1], RGB.
-          train: BatchNorm by the batch, with running statistics moved; dropout, stochastic depth.
+          train: BatchNorm uses the batch and updates its running statistics; applies dropout and
+            stochastic depth.
           key: PRNG key of the last two.
 
         Returns:
@@ -68,12 +69,12 @@ class Classifier(nnx.Module):
         return self.backbone(self.inputs(images), train=train, key=key)
 
     def features(self, images):
-        """[B, H, W, 3] in [0, 1] -> what lies where the picture does, last, in evaluation mode: the
-        last stage's output [B, h, w, C], or a transformer's `Tokens`."""
+        """[B, H, W, 3] in [0, 1] -> the last spatial features, in evaluation mode: the last stage's
+        output [B, h, w, C], or a transformer's `Tokens`."""
         return self.backbone.features(self.inputs(images))
 
     def head(self, features):
-        """What `features` gave -> [B, 2] logits."""
+        """The output of `features` -> [B, 2] logits."""
         return self.backbone.classify(features)
 
     def inputs(self, images):

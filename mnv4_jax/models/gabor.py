@@ -1,7 +1,7 @@
 """A bank of Gabor filters in front of the network, in OpenCV's convention and spelling.
 
 Forged faces differ from photographs in fine, oriented traces: resampling, blending seams, missing
-sensor noise. The bank shows them to the network before its first stride throws them away.
+sensor noise. The bank extracts them before the network's first stride discards them.
 """
 
 import math
@@ -51,9 +51,9 @@ class GaborBank(nnx.Module):
     """Filters the luma of pictures in [0, 1].
 
     `config` is the section `gabor` of an experiment:
-      mode: "concat" puts the responses beside the three normalised channels as further inputs of
-        the stem; "enhance" adds their mean back to all three channels before normalisation.
-        "none" is the caller's: there is no bank then.
+      mode: "concat" adds the responses to the three normalised channels as further inputs of the
+        stem; "enhance" adds their mean to all three channels before normalisation. For "none" the
+        caller makes no bank.
       response: "real", or "magnitude" of a quadrature pair (psi and psi + 90 degrees).
       learnable: the five parameters of every filter are trained (not the taps); else they are
         constants of the graph.
@@ -62,9 +62,9 @@ class GaborBank(nnx.Module):
       wavelengths: tuple, `lambd` in px; Nyquist is 2. The bank is orientations x wavelengths.
       sigma_ratio: sigma = sigma_ratio * lambd; 0.56 is a bandwidth of one octave.
       gamma: aspect of the envelope; below 1 it stretches along the stripes.
-      psi: phase, rad; 0 answers to lines, pi / 2 to edges.
-      gain: factor on the responses, whose deviation is 0.003 to 0.02 on photographs of faces, where
-        that of the normalised channels is 1.
+      psi: phase, rad; 0 responds to lines, pi / 2 to edges.
+      gain: factor on the responses. Their standard deviation is 0.003 to 0.02 on photographs of
+        faces; that of the normalised channels is 1.
     """
 
     def __init__(self, config: ConfigDict, *, dtype=jnp.float32):
@@ -95,11 +95,11 @@ class GaborBank(nnx.Module):
 
     @property
     def channels(self) -> int:
-        """How many channels it adds to a picture's three."""
+        """The number of channels that it adds to a picture's three."""
         return len(self.filters) if self.mode == "concat" else 0
 
     def weight(self):
-        """[ksize, ksize, 1, K] taps as they stand; for "magnitude" 2K, the real parts first."""
+        """[ksize, ksize, 1, K] current taps; for "magnitude" 2K, the real parts first."""
         values = self._constants()
         if self.learnable:
             values = {name: getattr(self, name)[...] for name in PARAMETERS}
@@ -112,12 +112,12 @@ class GaborBank(nnx.Module):
     def responses(self, images):
         """[B, H, W, 3] in [0, 1] -> [B, H, W, K] in `dtype`, as `cv2.filter2D` of the luma.
 
-        Borders are reflected (BORDER_REFLECT_101): zeros outside would be the strongest edge.
+        Borders are reflected (BORDER_REFLECT_101): zero padding would be the strongest edge.
         """
         luma = sum(images[..., c : c + 1].astype(self.dtype) * w for c, w in enumerate(LUMA))
         pad = self.ksize // 2
         luma = jnp.pad(luma, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
-        # Full precision: in bfloat16 or TF32 the taps no longer sum to zero, and flat skin answers.
+        # Full precision: in bfloat16 or TF32 the taps do not sum to zero; flat skin would respond.
         with jax.default_matmul_precision("highest"):
             y = conv2d(luma, self.weight(), padding=0)
         if self.response == "magnitude":

@@ -1,4 +1,4 @@
-"""Starting from the weights of another run or of ImageNet, whatever its front end was."""
+"""Starts from the weights of another run or of ImageNet, with any front end."""
 
 import numpy as np
 from flax import nnx
@@ -14,18 +14,18 @@ _POSITIONS = ("backbone", "pos_embed")
 def transfer(
     params: nnx.State, stats: nnx.State, source_params: nnx.State, source_stats: nnx.State
 ) -> tuple[nnx.State, nnx.State, list[str]]:
-    """Fresh weights with everything replaced that the source has.
+    """Replaces fresh weights by those of the source, where it has them.
 
-    A head of another size and Gabor parameters that the source lacks stay fresh. Further input
-    channels of the stem start at zero, so that the function of the source is kept at first.
+    A head of another size and Gabor parameters that the source lacks stay fresh. Additional input
+    channels of the stem start at zero, so the network starts as the same function as the source.
 
     Args:
       params, stats: pure states of the model to start, as freshly initialised.
       source_params, source_stats: pure states to start from.
 
     Returns:
-      (params, stats, notes): NumPy arrays, which belong to no device and compile nothing; the notes
-      say in words what was not simply copied.
+      (params, stats, notes): NumPy arrays, which need no device and no compilation; the notes say
+      in words what was not simply copied.
 
     Raises:
       UserError: the source is another network; lists the parameters that differ.

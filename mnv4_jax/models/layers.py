@@ -1,7 +1,7 @@
-"""The layers MobileNetV4 is built of, with PyTorch's conventions and timm's initial values.
+"""The layers of MobileNetV4, with PyTorch's conventions and timm's initial values.
 
-A layer computes in the dtype of its input: parameters are cast to it, BatchNorm and the last
-linear layer work in float32 at least.
+A layer computes in the dtype of its input and casts its parameters to it. BatchNorm and the last
+linear layer compute in float32 at least.
 """
 
 import functools
@@ -53,16 +53,16 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(np.ones(features, dtype))
 
     def __call__(self, x, *, train: bool):
-        """[B, H, W, C] -> the same; with `train` it also moves the running statistics."""
+        """[B, H, W, C] -> the same; with `train` it also updates the running statistics."""
         y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train:
-            # Moments of y itself: y - mean, or y less any estimate of it, is an array that XLA:CPU
-            # writes out, and that was an eighth of the whole step.
+            # Moments of y itself: XLA:CPU would write y - mean, or y minus any estimate of it, to
+            # memory, and that was an eighth of the whole step.
             n = x.size // x.shape[-1]
             total, squares = norm.moments(y)
             mean = total / n
             var = squares / n - jnp.square(mean)
-            var = jnp.maximum(var, 0)  # rounding may leave a constant channel below
+            var = jnp.maximum(var, 0)  # rounding may make a constant channel negative
             self._move(self.mean, mean)
             self._move(self.var, var * (n / max(n - 1, 1)))
         else:
@@ -72,8 +72,8 @@ class BatchNorm(nnx.Module):
 
     def _move(self, running, value):
         value = jax.lax.stop_gradient(value).astype(running[...].dtype)
-        # `running[...] = ` would ask the traced value for its sharding, which JAX answers with an
-        # error whose text took half of the time to trace a step.
+        # `running[...] = ` would ask the traced value for its sharding. JAX raises an error there,
+        # and building its text took half of the time to trace a step.
         running.set_value((1 - self.MOMENTUM) * running[...] + self.MOMENTUM * value)
 
 
@@ -95,8 +95,9 @@ class ConvNorm(nnx.Module):
 class Linear(nnx.Module):
     """Affine layer in float32 at least: `kernel` [in, out], `bias` [out].
 
-    Drawn from U(-1/sqrt(in), 1/sqrt(in)), PyTorch's default, with a zero bias. timm's own initial
-    classifier spans 1/sqrt(in + out) of a routing net and starts with logits of order 10.
+    The kernel is drawn from U(-1/sqrt(in), 1/sqrt(in)), PyTorch's default; the bias is zero. timm's
+    own initial classifier spans 1/sqrt(in + out) of a routing net and starts with logits of order
+    10.
     """
 
     def __init__(self, inputs, outputs, *, zero_init=False, dtype=jnp.float32, rng):
@@ -113,7 +114,7 @@ class Linear(nnx.Module):
 
 
 class LayerScale(nnx.Module):
-    """A learned factor a channel, which starts at 1e-5."""
+    """A learned factor per channel, which starts at 1e-5."""
 
     def __init__(self, width, *, dtype):
         self.gamma = nnx.Param(np.full(width, 1e-5, dtype))
@@ -123,11 +124,11 @@ class LayerScale(nnx.Module):
 
 
 def attention(query, key, value):
-    """Softmax attention, `jax.nn.dot_product_attention` where that is quick.
+    """Softmax attention; `jax.nn.dot_product_attention` where that is fast.
 
-    XLA:CPU writes out each of its transposes, and the weights once more when they are normalised:
-    there the sums are divided instead, in 0.5 of the time forward and 0.75 with gradients
-    (vit_tiny at 224 px).
+    XLA:CPU writes each of its transposes to memory, and the weights again when normalising them.
+    On CPU this code divides the sums instead, which takes 0.5 of the time forward and 0.75 with
+    gradients (vit_tiny at 224 px).
 
     Args:
       query: [B, T, N, D]. key, value: [B, S, K, D], K dividing N.
@@ -142,7 +143,7 @@ def attention(query, key, value):
 
 def _cpu_attention(query, key, value):
     (batch, count, heads, width), shared = query.shape, key.shape[2]
-    # Heads that share a key are more queries of it: [B, K, T * N / K, D].
+    # Treat heads that share a key as more queries of it: [B, K, T * N / K, D].
     query = query.reshape(batch, count, shared, -1, width).transpose(0, 2, 1, 3, 4)
     query = query.reshape(batch, shared, -1, width) * width**-0.5
     key, value = (x.transpose(0, 2, 1, 3) for x in (key, value))

@@ -1,7 +1,7 @@
 """MobileNetV4 (Qin et al. 2024, arXiv:2404.10518): every variant is a row of the table at the top.
 
-Block strings and attribute names are timm's, so that a parameter's path here and its key there say
-the same; `mnv4_jax/models/timm_keys.py` relies on it.
+Block strings and attribute names are timm's, so a parameter's path here matches its key there;
+`mnv4_jax/models/timm_keys.py` relies on this.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Variant:
     stages: tuple[str, ...]
     width: float = 1.0
     features: int = 1280
-    layer_scale: bool = False  # whether a uir ends with a learned factor a channel, as an mqa does
+    layer_scale: bool = False  # whether a uir, like an mqa, ends with a factor per channel
 
 
 _SMALL = (
@@ -157,7 +157,7 @@ class MobileNetV4(nnx.Module):
         return self.classify(self.features(x, train=train, key=key), train=train, key=key)
 
     def features(self, x, *, train: bool = False, key=None):
-        """[B, H, W, inputs] -> [B, H/32, W/32, C]: what the last stage puts out."""
+        """[B, H, W, inputs] -> [B, H/32, W/32, C]: the output of the last stage."""
         x = nnx.relu(self.bn1(self.conv_stem(x), train=train))
         index = 0
         for stage in self.blocks:
@@ -217,7 +217,7 @@ class FusedInvertedBottleneck(nnx.Module):
 class UniversalInvertedBottleneck(nnx.Module):
     """1x1 expansion and projection, with a depthwise convolution before, between, both or neither.
 
-    The stride belongs to the middle one, or to the starting one where there is no middle one.
+    The middle one has the stride, or the starting one if there is no middle one.
     """
 
     def __init__(self, inputs, outputs, *, a, k, s, e, layer_scale, dtype, rng):
@@ -252,7 +252,7 @@ class UniversalInvertedBottleneck(nnx.Module):
 
 
 class MobileAttention(nnx.Module):
-    """BatchNorm, multi-query attention (paper, section 4.2) and a learned factor a channel."""
+    """BatchNorm, multi-query attention (paper, section 4.2) and a learned factor per channel."""
 
     def __init__(self, inputs, outputs, *, k, h, s, v, d, dtype, rng):
         assert s == 1  # no row shrinks its queries
@@ -272,7 +272,7 @@ class MobileAttention(nnx.Module):
 
 
 class MultiQueryAttention(nnx.Module):
-    """Every place asks with `heads` queries; all of them share keys and values, [H/s, W/s] each."""
+    """Every position has `heads` queries; all share keys and values, [H/s, W/s] each."""
 
     def __init__(self, inputs, outputs, *, heads, width, kernel, stride, dtype, rng):
         kw = {"dtype": dtype, "rng": rng}
@@ -295,7 +295,7 @@ class MultiQueryAttention(nnx.Module):
 
 
 class Projection(nnx.Module):
-    """A 1x1 convolution; where `stride` is above 1, a depthwise one that shrinks before it.
+    """A 1x1 convolution; if `stride` is above 1, a depthwise one before it downsamples.
 
     Kernels are drawn from Xavier's uniform distribution, as timm's.
     """

@@ -1,7 +1,7 @@
 """Weights under timm's names and in PyTorch's layout, without PyTorch: pure functions on arrays.
 
-A tensor's name is its path in the model with the last part renamed, so there is no table to keep.
-A Gabor bank adds `gabor.weight`, its taps as they stand, and a learnable one its five parameters.
+A tensor's name is its path in the model with the last part renamed, so no table is needed. A Gabor
+bank adds `gabor.weight`, its current taps; a learnable one also adds its five parameters.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ from mnv4_jax.models.backbones import names
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _HEAD = ("classifier.weight", "classifier.bias", "head.weight", "head.bias")
-# What depends on the front end, on the number of classes and on the size of the pictures.
+# Depend on the front end, on the number of classes or on the size of the pictures.
 _NOT_THE_NETWORK = (*_HEAD, "conv_stem.weight", "patch_embed.proj.weight", "pos_embed")
 TAPS = "gabor.weight"
 
@@ -29,8 +29,8 @@ def to_timm(model: classifier.Classifier) -> dict[str, np.ndarray]:
 
     Returns:
       {timm's key: array}; convolutions [out, in / groups, k, k], linear [out, in]. Without a bank
-      these are the keys that `load_state_dict(strict=True)` takes (`num_batches_tracked` aside,
-      which PyTorch does not ask for).
+      these are the keys that `load_state_dict(strict=True)` needs (PyTorch does not need
+      `num_batches_tracked`).
     """
     tensors = {
         timm_key(path): _to_torch(np.asarray(value))
@@ -47,15 +47,15 @@ def from_timm(
     """The inverse of `to_timm`, byte for byte.
 
     Args:
-      model: what the tensors must fit; `nnx.eval_shape` of one will do.
-      tensors: under timm's keys; `num_batches_tracked` may be among them and is not used.
-      new_head: leave the classifier of `model` as it is where the tensors' has another size.
+      model: the model that the tensors must fit; `nnx.eval_shape` of one suffices.
+      tensors: under timm's keys; ignores `num_batches_tracked`.
+      new_head: keep the classifier of `model` if that of the tensors has another size.
 
     Returns:
       {"params", "stats"}: pure states.
 
     Raises:
-      UserError: lists every key that is missing, not used or wrongly shaped.
+      UserError: lists every key that is missing, unused or of the wrong shape.
     """
     tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
     weights = weights_lib.split(model)[1]
@@ -90,12 +90,12 @@ def _positions(tensors: Mapping[str, np.ndarray], wanted: tuple[int, ...]) -> np
 
 
 def has_other_head(tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether the tensors classify into other than the project's two classes."""
+    """Whether the tensors have another number of classes than the project's two."""
     return head_classes(tensors) not in (None, len(classifier.LABELS))
 
 
 def head_classes(tensors: Mapping[str, np.ndarray]) -> int | None:
-    """Into how many classes the tensors classify; None without a head."""
+    """The number of classes of the tensors; None without a head."""
     head = tensors.get("classifier.weight", tensors.get("head.weight"))
     return None if head is None else len(head)
 
@@ -107,10 +107,10 @@ def timm_key(path: Iterable[str | int]) -> str:
 
 
 def find_variant(config: ConfigDict, tensors: Mapping[str, np.ndarray]) -> str:
-    """The row of the table whose shapes the tensors have, stem inputs and head aside.
+    """The row of the table whose shapes match the tensors, except for stem inputs and head.
 
     Raises:
-      UserError: none; lists how the nearest one differs.
+      UserError: no row matches; lists how the nearest one differs.
     """
     shapes = {
         k: v.shape
@@ -137,7 +137,7 @@ def find_variant(config: ConfigDict, tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def _candidates(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The rows that may fit; a transformer is told by its class token's width and registers."""
+    """The rows that may fit; finds a transformer by its class token's width and its registers."""
     if "cls_token" not in shapes:
         return list(mobilenetv4.VARIANTS)
     fitting = [
@@ -167,7 +167,7 @@ def _differences(shapes, wanted):
 
 
 def _check_taps(model, weights, taps):
-    """The taps follow from the bank's parameters; a file in which they do not is not this model."""
+    """Checks that the taps match the bank's parameters; otherwise the file is of another model."""
     if taps is None:
         raise UserError(f"the weights do not fit the model: missing {TAPS}")
     expected = weights_lib.merge(weights_lib.split(model)[0], weights).gabor.weight()

@@ -1,4 +1,4 @@
-"""Vision transformers (Dosovitskiy et al., ICLR 2021), exactly as timm has them.
+"""Vision transformers (Dosovitskiy et al., ICLR 2021), exactly as in timm.
 
 Rows of a table: the plain ones, CLIP's (a norm before the blocks), and DINOv2's (LayerScale, and
 registers of Darcet et al., ICLR 2024). Module and parameter names are timm's.
@@ -51,7 +51,7 @@ VARIANTS = {
 
 
 class Tokens(NamedTuple):
-    """What goes into the last block: patches where they lie, and tokens that lie nowhere."""
+    """Input of the last block: patches in their positions, and tokens without a position."""
 
     grid: jax.Array  # [B, h, w, C]
     prefix: jax.Array  # [B, 1 + registers, C], the class token first
@@ -62,8 +62,8 @@ class VisionTransformer(nnx.Module):
 
     Args:
       variant: a row of the table.
-      image_size: px, the side of training's pictures, which positions are learned for. Others are
-        taken too: positions are resampled as `resample_positions` does.
+      image_size: px, the side of training's pictures; positions are learned for it. For other
+        sizes, `resample_positions` resamples them.
       inputs: channels of the pictures.
       classes: number of logits.
       drop_rate: dropout before the classifier.
@@ -133,7 +133,7 @@ class VisionTransformer(nnx.Module):
     def features(self, x, *, train: bool = False, key=None) -> Tokens:
         """[B, H, W, inputs] -> the tokens that go into the last block.
 
-        After it the patches no longer reach the answer: only the class token does.
+        After the last block only the class token is used for the answer, not the patches.
         """
         x = self.patch_embed(x)
         batch, height, width, channels = x.shape
@@ -156,7 +156,7 @@ class VisionTransformer(nnx.Module):
         return Tokens(x[:, prefix:].reshape(batch, height, width, channels), x[:, :prefix])
 
     def classify(self, tokens: Tokens, *, train: bool = False, key=None):
-        """What `features` gave -> [B, classes] logits."""
+        """The output of `features` -> [B, classes] logits."""
         batch, channels = tokens.grid.shape[0], tokens.grid.shape[-1]
         x = jnp.concatenate([tokens.prefix, tokens.grid.reshape(batch, -1, channels)], axis=1)
         last = len(self.blocks) - 1
@@ -168,7 +168,7 @@ class VisionTransformer(nnx.Module):
 
 
 class PatchEmbed(nnx.Module):
-    """Patches that do not overlap, each a linear map of its pixels."""
+    """Linear embedding of non-overlapping patches."""
 
     def __init__(self, patch, inputs, width, *, bias, dtype, rng):
         self.proj = Projection(patch, inputs, width, bias=bias, dtype=dtype, rng=rng)
@@ -201,7 +201,7 @@ class Projection(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and a two-layer perceptron, each behind a norm and beside a shortcut."""
+    """Attention and a two-layer perceptron, each after a norm and with a residual connection."""
 
     def __init__(self, width, heads, *, layer_scale, eps, drop_path_rate, dtype, rng):
         kw = {"dtype": dtype, "rng": rng}
@@ -272,7 +272,7 @@ class Classifier(Linear):
 
 
 class LayerNorm(nnx.Module):
-    """Over the last axis, in float32 at least."""
+    """Normalises the last axis, in float32 at least."""
 
     def __init__(self, width, *, eps, dtype):
         self.scale = nnx.Param(np.ones(width, dtype))
@@ -291,11 +291,11 @@ def resample_positions(positions: jax.Array, grid: tuple[int, int], *, prefix: i
 
     Args:
       positions: [1, prefix + n * n, C].
-      grid: rows and columns that are wanted.
-      prefix: how many of the first belong to no place.
+      grid: the wanted rows and columns.
+      prefix: the number of leading tokens without a position.
 
     Returns:
-      [1, prefix + rows * columns, C]: bicubic (Keys, a = -0.5), with antialiasing where it shrinks.
+      [1, prefix + rows * columns, C]: bicubic (Keys, a = -0.5), with antialiasing when downscaling.
     """
     side = round((positions.shape[1] - prefix) ** 0.5)
     if grid == (side, side):
@@ -308,7 +308,7 @@ def resample_positions(positions: jax.Array, grid: tuple[int, int], *, prefix: i
 
 
 def _normal(shape, *, rng: np.random.Generator, dtype) -> np.ndarray:
-    """N(0, 0.02²), cut off at two deviations."""
+    """N(0, 0.02²), truncated at two standard deviations."""
     return np.clip(0.02 * rng.standard_normal(shape), -0.04, 0.04).astype(dtype)
 
 

@@ -20,12 +20,12 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, nnx.State]]:
 
 
 def merge(graphdef: nnx.GraphDef, weights: dict[str, nnx.State]) -> nnx.Module:
-    """The model with `weights` in it; their arrays are copied where a trace is going on."""
+    """The model with `weights` in it; copies their arrays during tracing."""
     return nnx.merge(graphdef, weights["params"], weights["stats"], copy=True)
 
 
 def fresh_weights(config: ConfigDict) -> dict[str, nnx.State]:
-    """{"params", "stats"} of NumPy arrays, from `config.seed` alone."""
+    """{"params", "stats"} of NumPy arrays; depends only on the config and its seed."""
     model = classifier.build(config, seed=config.seed)
     return split(model)[1]
 

@@ -1,1 +1,1 @@
-"""Convolutions whose fast form depends on the backend, each beside its plain reference."""
+"""Convolutions with a fast form for each backend, and their plain reference."""

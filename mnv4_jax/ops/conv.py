@@ -1,10 +1,10 @@
-"""Convolutions in the form that is fast on the backend they run on.
+"""Convolutions in the form that is fast on the current backend.
 
 XLA:CPU runs grouped convolutions some ten times slower than PyTorch does, and their gradients
-slower still. There `conv2d` calls the C++ of kernels.cc, or, where that cannot be built or the
-batch lies on several devices, writes them as shifted products (depthwise) and as patches times a
-matrix (small dense kernels). On accelerators it stays with the native operation. `reference` is the
-plain form that every other one is tested against.
+slower still. On CPU, `conv2d` calls the C++ of kernels.cc. If that cannot be built or the batch is
+on several devices, it computes shifted products (depthwise), or patches times a matrix (small dense
+kernels). On accelerators it uses the native operation. `reference` is the plain form that all
+others are tested against.
 """
 
 import contextlib
@@ -38,9 +38,9 @@ _FORM = contextvars.ContextVar("form", default=None)  # None: by backend
 
 @contextlib.contextmanager
 def use(form: Form):
-    """Traces every operation inside the block in this form, whatever the backend.
+    """Traces every operation inside the block in this form, on any backend.
 
-    For export to a platform that is not the one that traces, for tests and for benchmarks.
+    For export to a platform other than the tracing one, for tests and for benchmarks.
     """
     token = _FORM.set(form)
     try:
@@ -87,7 +87,7 @@ def conv2d(x, kernel, *, stride: int = 1, padding: int | None = None, groups: in
 
 
 def form_for(dtype) -> Form:
-    """That of the `use` block around, else what is fast for `dtype` on this backend."""
+    """The form of the enclosing `use` block, else the fast one for `dtype` on this backend."""
     if given := _FORM.get():
         return given
     if jax.default_backend() != "cpu":
@@ -98,7 +98,7 @@ def form_for(dtype) -> Form:
 
 
 def reference(x, kernel, *, stride: int = 1, padding: int | None = None, groups: int = 1):
-    """What `conv2d` computes, by XLA's own convolution."""
+    """The same as `conv2d`, by XLA's own convolution."""
     padding = (kernel.shape[0] - 1) // 2 if padding is None else padding
     return lax.conv_general_dilated(
         x,
@@ -117,13 +117,13 @@ def _out_size(size, k, stride, padding):
 def _windows(x, k, stride, padding, out_hw):
     """Yields (i, j, the input under tap i, j [B, Ho, Wo, C]), row by row.
 
-    A strided window is a plain slice of one stride phase of the input: a strided slice would be
-    read element by element.
+    A strided window is a plain slice of one stride phase of the input: XLA would read a strided
+    slice element by element.
     """
     h, w = out_hw
     s = stride
     rows, cols = h + (k[0] - 1) // s, w + (k[1] - 1) // s
-    x = x[:, : rows * s - padding, : cols * s - padding]  # a stride may leave a rest unread
+    x = x[:, : rows * s - padding, : cols * s - padding]  # a stride may not use the last rows
     high = (rows * s - padding - x.shape[1], cols * s - padding - x.shape[2])
     x = jnp.pad(x, ((0, 0), (padding, high[0]), (padding, high[1]), (0, 0)))
     phases = x.reshape(x.shape[0], rows, s, cols, s, x.shape[3])
@@ -165,8 +165,8 @@ def _accumulator(x):
 
 
 def _depthwise_dx(dy, kernel, shape, stride, padding):
-    """Gradient to the input: each stride phase of it is a correlation of dy with the taps that
-    fall on that phase, and the phases interleave."""
+    """Gradient to the input. Each of its stride phases is a correlation of dy with the taps of that
+    phase; the phases are then interleaved."""
     kh, kw = kernel.shape[:2]
     s, wide = stride, _accumulator(dy)
     rows, cols = -(-(shape[1] + padding) // s), -(-(shape[2] + padding) // s)
@@ -203,8 +203,8 @@ def _patches(x, k, stride, padding):
 def _dot(x, matrix):
     """x [..., K] times [K, N], over flat rows.
 
-    Flat, because XLA:CPU copies the gradient into a transposed array first, a third of its time,
-    where the product sums over several axes.
+    If the product sums over several axes, XLA:CPU first copies the gradient into a transposed
+    array, which takes a third of its time. So the rows are flattened.
     """
     return _matmul(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], matrix.shape[1])
 

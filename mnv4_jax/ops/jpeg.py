@@ -1,16 +1,16 @@
-"""What JPEG does to pixels, in JAX: batches on the device, a quality for each picture, gradients.
+"""The effect of JPEG on pixels, in JAX: for batches on the device, with a quality for each picture
+and with gradients.
 
-The steps are those of ITU T.81 and JFIF as libjpeg takes them, without the entropy coding, which
-loses nothing: chroma at half the resolution both ways (4:2:0), the discrete cosine transform of
-8x8 blocks, the tables of T.81's annex K scaled by quality, and back with libjpeg's smooth
-up-sampling of chroma.
+The steps are those of ITU T.81 and JFIF as in libjpeg, without the lossless entropy coding: chroma
+at half the resolution on both axes (4:2:0), the discrete cosine transform of 8x8 blocks, the tables
+of T.81's annex K scaled by quality, and back with libjpeg's smooth upsampling of chroma.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# T.81, tables K.1 and K.2: what coefficients are divided by at quality 50.
+# T.81, tables K.1 and K.2: divisors of the coefficients at quality 50.
 _LUMA = np.array(
     [
         [16, 11, 10, 16, 24, 40, 51, 61],
@@ -27,7 +27,7 @@ _LUMA = np.array(
 _CHROMA = np.full((8, 8), 99, np.float32)
 _CHROMA[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
 
-# JFIF's colours in 65536ths, as libjpeg has them: float32 holds the sums exactly.
+# JFIF's colours in 65536ths, as in libjpeg: float32 represents the sums exactly.
 _ONE = 65536.0
 _LUMA_OF_RGB = (19595.0, 38470.0, 7471.0)
 _CHROMA_OF_RGB = ((-11059.0, -21709.0, 32768.0), (32768.0, -27439.0, -5329.0))
@@ -40,13 +40,13 @@ _COSINES = _COSINES.astype(np.float32)
 
 
 def jpeg(images: jax.Array, quality: jax.Array) -> jax.Array:
-    """Compressed and decompressed at 4:2:0.
+    """Compresses and decompresses at 4:2:0.
 
-    Where the forward pass rounds, the gradient passes unchanged; what is clipped has none.
+    The gradient passes unchanged through rounding, and is zero for clipped values.
 
     Args:
       images: [B, H, W, 3] float in [0, 1].
-      quality: [B] numbers from 1 to 100, as libjpeg counts.
+      quality: [B] numbers from 1 to 100, as in libjpeg.
 
     Returns:
       [B, H, W, 3] of the same dtype, whole 255ths.
@@ -68,7 +68,7 @@ def jpeg(images: jax.Array, quality: jax.Array) -> jax.Array:
 
 
 def _mixed(planes: jax.Array, weights: tuple[float, ...], bias: float) -> jax.Array:
-    """[..., C] -> [...]: whole numbers weighted by 65536ths, rounded down after adding `bias`."""
+    """[..., C] -> [...]: weighted sum of whole numbers in 65536ths, plus `bias`, rounded down."""
     total = sum(weight * planes[..., i] for i, weight in enumerate(weights))
     return _floored((total + bias) / _ONE)
 
@@ -84,12 +84,12 @@ def _quantized(plane: jax.Array, table: jax.Array) -> jax.Array:
     """[B, H, W], [B, 8, 8] -> [B, H, W]: every 8x8 block transformed, rounded, transformed back."""
     batch, height, width = plane.shape
     bands = (batch, height // 8, 8, width)
-    # Matrices of 8 are six times as quick on a CPU as ones of the whole side.
+    # 8x8 matrices are six times as fast on a CPU as one matrix of the whole side.
     coefficients = plane.reshape(-1, 8) @ _COSINES.T
     coefficients = jnp.einsum("ij,bnjw->bniw", _COSINES, coefficients.reshape(bands))
     blocks = coefficients.reshape(batch, height // 8, 8, width // 8, 8)
     table = table[:, None, :, None, :]
-    # libjpeg's integer transform keeps eighths, and halves go away from 0.
+    # libjpeg's integer transform keeps eighths, and rounds halves away from 0.
     shares = jnp.rint(8 * jax.lax.stop_gradient(blocks)) / (8 * table)
     whole = jnp.sign(shares) * jnp.floor(jnp.abs(shares) + 0.5) * table
     blocks = blocks + jax.lax.stop_gradient(whole - blocks)
@@ -98,7 +98,7 @@ def _quantized(plane: jax.Array, table: jax.Array) -> jax.Array:
 
 
 def _halved(plane: jax.Array) -> jax.Array:
-    """[B, H, W] -> [B, H/2, W/2]: the means of 2x2 pixels; halves go down and up in turns."""
+    """[B, H, W] -> [B, H/2, W/2]: the means of 2x2 pixels; rounds halves down and up in turns."""
     total = plane[:, ::2, ::2] + plane[:, 1::2, ::2] + plane[:, ::2, 1::2] + plane[:, 1::2, 1::2]
     bias = 1 + np.arange(total.shape[2]) % 2
     return _floored((total + bias.astype(np.float32)) / 4)
@@ -106,7 +106,7 @@ def _halved(plane: jax.Array) -> jax.Array:
 
 def _doubled(plane: jax.Array) -> jax.Array:
     """[B, h, w] -> [B, 2h, 2w]: three quarters of the nearest and a quarter of the next sample
-    along each axis (libjpeg's fancy up-sampling)."""
+    along each axis (libjpeg's fancy upsampling)."""
     for axis in (1, 2):
         n = plane.shape[axis]
         padded = jnp.pad(plane, [(int(axis == i),) * 2 for i in range(3)], mode="edge")
@@ -124,10 +124,10 @@ def _byte(values: jax.Array) -> jax.Array:
 
 
 def _rounded(values: jax.Array) -> jax.Array:
-    """The nearest whole number, halves up."""
+    """Rounds to the nearest whole number, halves up."""
     return _floored(values + 0.5)
 
 
 def _floored(values: jax.Array) -> jax.Array:
-    """The next lower whole number, with the gradient of the identity."""
+    """Rounds down, with the gradient of the identity."""
     return values + jax.lax.stop_gradient(jnp.floor(values) - values)

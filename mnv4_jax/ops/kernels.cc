@@ -2,8 +2,8 @@
 // and the sums of `norm.py`.
 //
 // XLA:CPU has no fast form of a depthwise or of a small dense convolution. Channels are the vector
-// lanes here; GCC's vector extensions compile to whatever the machine has. Every output element is
-// written by one thread in a fixed order, so results do not depend on scheduling.
+// lanes here; GCC's vector extensions compile to the vector instructions of the machine. One thread
+// writes each output element, in a fixed order, so results do not depend on scheduling.
 
 #include <algorithm>
 #include <atomic>
@@ -23,7 +23,7 @@ using Result = ffi::ResultBuffer<ffi::F32>;
 // Calls task(0) ... task(n - 1) on the pool's threads and on this one.
 //
 // XLA runs several operations at once on the same pool, so this thread may only wait for tasks that
-// somebody is already working on: whatever nobody has taken yet, it does itself.
+// another thread has started. It does all remaining tasks itself.
 template <typename Task>
 void parallel_for(ffi::ThreadPool& pool, int64_t n, const Task& task) {
   struct Shared {
@@ -57,8 +57,8 @@ struct Lanes<1> {
   typedef float type;
 };
 
-// The lanes of a register, and the rows of a tile whose sums fit in the registers: a vector that is
-// wider than the machine's, or a sum too many, is kept in memory and is thirty times slower.
+// The lanes of a register, and the rows of a tile whose sums fit in the registers. A vector wider
+// than the machine's, or one sum too many, is kept in memory and is thirty times slower.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kTileRows = 8;
 #elif defined(__AVX__)

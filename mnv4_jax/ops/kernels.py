@@ -1,8 +1,8 @@
 """The operations of kernels.cc as JAX functions: float32, one CPU device.
 
-The C++ is compiled by the machine's own compiler when it is first needed, in a few seconds, and
-kept under MNV4_CACHE (~/.cache/mnv4_jax). Without a compiler `available` says so once, and `conv`
-takes the pure JAX forms: the same numbers to rounding, about half the speed.
+The machine's own compiler builds the C++ on first use, in a few seconds; the result is kept under
+MNV4_CACHE (~/.cache/mnv4_jax). Without a compiler `available` says so once, and `conv` uses the
+pure JAX forms: the same numbers up to rounding, at about half the speed.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ _NAMES = ("depthwise", "depthwise_dx", "depthwise_dk", "dense", "dense_dx", "den
 
 
 def prepare() -> None:
-    """Builds the kernels ahead of their first use, from a thread; says nothing where it cannot."""
+    """Builds the kernels before their first use, from a thread; silent if it fails."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         _build()
 
 
 @functools.cache
 def available() -> bool:
-    """Whether the kernels are there; builds and registers them at the first call."""
+    """Whether the kernels are available; builds and registers them at the first call."""
     try:
         library = ctypes.CDLL(str(_build()))
     except (OSError, subprocess.SubprocessError) as error:
@@ -100,7 +100,7 @@ dense.defvjp(lambda x, k, stride, pad: (dense(x, k, stride, pad), (x, k)), _dens
 
 
 def sums(a, b):
-    """a, b [..., C] float32 -> (sum of a, sum of a * b) over everything but channels, [C] each."""
+    """a, b [..., C] float32 -> (sum of a, sum of a * b) over all axes but channels, [C] each."""
     result = jax.ShapeDtypeStruct((2, a.shape[-1]), np.float32)
     both = jax.ffi.ffi_call("mnv4_sums", result, vmap_method="sequential")(a, b)
     return both[0], both[1]

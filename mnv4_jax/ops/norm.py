@@ -1,7 +1,7 @@
-"""The sums over whole activations that BatchNorm and its gradient are made of.
+"""The sums over whole activations that BatchNorm and its gradient need.
 
-XLA:CPU reads an activation once for each sum; the C++ of kernels.cc takes two in one read, which
-is a tenth of a training step. Elsewhere XLA fuses them by itself.
+XLA:CPU reads an activation once for each sum; the C++ of kernels.cc computes two in one read, which
+saves a tenth of a training step. On other backends XLA fuses them itself.
 """
 
 import jax
@@ -12,7 +12,7 @@ from mnv4_jax.ops.conv import form_for
 
 
 def moments(y):
-    """y [..., C] float -> (sum, sum of squares) over everything but channels, [C] each."""
+    """y [..., C] float -> (sum, sum of squares) over all axes but channels, [C] each."""
     if form_for(y.dtype).sums == "kernel":
         return _moments(y)
     axes = tuple(range(y.ndim - 1))

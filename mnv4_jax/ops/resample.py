@@ -1,7 +1,7 @@
-"""Pictures made smaller and large again, or blurred, in JAX: another strength for each picture.
+"""Downscaling and upscaling, and blur, in JAX, with its own strength for each picture.
 
-Both are linear along each axis, so a picture's damage is one matrix an axis, and several kinds of
-damage are their product.
+Both are linear along each axis, so a picture's damage is one matrix per axis, and several kinds of
+damage are a product of matrices.
 """
 
 import jax
@@ -11,17 +11,17 @@ _BLUR_RADIUS_PX = 3
 
 
 def separable(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """[B, H, W, C], [B, H, H], [B, W, W] -> [B, H, W, C]: both axes sent through a matrix."""
+    """[B, H, W, C], [B, H, H], [B, W, W] -> [B, H, W, C]: multiplies each axis by a matrix."""
     batch, height, width, channels = images.shape
     out = rows @ images.reshape(batch, height, width * channels)
     return jnp.einsum("blk,bikc->bilc", columns, out.reshape(images.shape))
 
 
 def down_and_up(size: int, factor: jax.Array) -> jax.Array:
-    """[] -> [size, size]: what loses detail along an axis as a platform that shrinks pictures does.
+    """[] -> [size, size]: a matrix that removes detail along an axis, as downscaling does.
 
-    Down to round(size * factor) by the means over areas and up by cubic interpolation (a = -0.75),
-    as OpenCV's INTER_AREA and INTER_CUBIC, without rounding the small picture to whole 255ths.
+    Down to round(size * factor) by means over areas, then up by cubic interpolation (a = -0.75), as
+    OpenCV's INTER_AREA and INTER_CUBIC, without rounding the small picture to whole 255ths.
 
     Args:
       size: px of the axis.
@@ -32,7 +32,7 @@ def down_and_up(size: int, factor: jax.Array) -> jax.Array:
 
 
 def gaussian(size: int, sigma: jax.Array) -> jax.Array:
-    """[] -> [size, size]: a Gaussian blur along an axis, cut off at 3 px; sigma in px, 0: none.
+    """[] -> [size, size]: a Gaussian blur along an axis, truncated at 3 px; sigma in px, 0: none.
 
     Borders are reflected without repeating the edge (OpenCV's BORDER_REFLECT_101).
     """
@@ -55,8 +55,8 @@ def _area(n: jax.Array, size: int) -> jax.Array:
 
 
 def _cubic(n: jax.Array, size: int) -> jax.Array:
-    """[] -> [size, size]: row i interpolates sample i of `size` from the first n of as many; at the
-    borders the edge is repeated."""
+    """[] -> [size, size]: row i interpolates sample i of `size` from the first n entries; repeats
+    the edge at the borders."""
     at = (jnp.arange(size) + 0.5) * n / size - 0.5
     first = jnp.floor(at)
     row = jnp.arange(size)[None, :]

@@ -1,4 +1,4 @@
-"""What `evaluate` measures of a detector, and the page it writes.
+"""The measurements of `evaluate`, and the page it writes.
 
-Knows detectors and measures. Must not know training or exports.
+May import detectors and measures. Must not import training or exports.
 """

@@ -1,4 +1,4 @@
-"""How much of a detector is left when pictures are made to deceive it."""
+"""Measures a detector on pictures that were changed to deceive it."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +21,8 @@ from mnv4_jax.models.weights import merge, split
 
 _BATCH = 16  # more do not fit the cache of a CPU core
 _RESAMPLES = 200
-_JPEG = (90, 75)  # as a platform compresses what is sent to it
-_LARGE = 64  # 255ths: a budget at which nothing can be left
+_JPEG = (90, 75)  # qualities at which platforms compress uploads
+_LARGE = 64  # 255ths: a budget at which no accuracy can be left
 _SHOWN = 8
 
 Attack = Callable[..., jax.Array]
@@ -40,13 +40,13 @@ def attacks(steps: int) -> dict[str, Attack]:
 
 
 class Attacked:
-    """A detector under attack: some pictures, and what it says of them changed.
+    """A detector under attack: some pictures, and its answers when they are changed.
 
     Args:
       model: a `classifier.Classifier`; normalisation and Gabor bank are inside.
       images: [N, H, W, 3] uint8 as the network gets them; labels: [N].
       temperature: of the calibration.
-      other: logits for the gradients are taken from this model (a transfer attack), not `model`.
+      other: take the gradients of this model (a transfer attack) instead of `model`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Attacked:
     ) -> np.ndarray:
         """The pictures changed by `attack` within `budget` (255ths): [N, H, W, 3] uint8.
 
-        `name` stands for the attack, which is compiled once; its numerical `settings` may vary.
+        Each `name` is compiled only once; the numerical `settings` may vary.
         """
         if name not in self._attacks:
             graphdef, _ = self._source
@@ -101,7 +101,7 @@ class Attacked:
         return np.round(changed * 255).astype(np.uint8)
 
     def _in_batches(self, compute, images, labels, *, seed: int = 0) -> np.ndarray:
-        """`compute` of every batch, all of one shape: the last is filled up with its first."""
+        """`compute` of every batch, all of one shape: pads the last one with its first picture."""
         done = []
         for k, start in enumerate(range(0, len(images), _BATCH)):
             rows = np.arange(start, start + _BATCH)
@@ -129,18 +129,18 @@ def judge(
     threshold: float,
     transfer: Attacked | None = None,
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """What is left of `detector` at each of `budgets` (255ths, whole numbers).
+    """The metrics of `detector` under attack at each of `budgets` (255ths, whole numbers).
 
     Args:
       steps: gradients an attack may take.
       threshold: fixed on Validation, for detection and false alarms.
-      transfer: the same with another model's gradients.
+      transfer: the same detector with another model's gradients.
 
     Returns:
       {"n", "steps", "threshold", "rows", "sanity", "doubts"}, JSON values. A row is an attack (or
-      "worst": of all, picture by picture; or "worst, JPEG 90") at a budget, on "fakes" alone or on
-      "both" classes, with {"value", "ci95"} of auc, accuracy, recall_fake, false_alarm_rate.
-      "doubts" says why the attack should not be believed; empty where nothing speaks against it.
+      "worst": the worst attack for each picture; or "worst, JPEG 90") at a budget, on "fakes" alone
+      or on "both" classes, with {"value", "ci95"} of auc, accuracy, recall_fake, false_alarm_rate.
+      "doubts" lists reasons not to trust the attack; empty if there are none.
       And the pictures [N, H, W, 3] uint8 of the worst attack at the largest budget.
     """
     labels = detector.labels
@@ -149,7 +149,8 @@ def judge(
         plan.append(("transfer", transfer, pgd))
     clean = detector.logits(detector.images)
     rows = _rows("none", 0, clean, clean, labels, threshold)
-    # The same for all budgets, as is what a smaller one found: it lies within a larger one.
+    # Does not depend on the budget. Nor does `best` start again: a change within a smaller budget
+    # is also within a larger one.
     compressed = {
         quality: detector.logits(_compressed(detector.images, quality)) for quality in _JPEG
     }
@@ -177,7 +178,7 @@ def judge(
 
 
 def failures(detector: Attacked, changed: np.ndarray, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """The fakes that `changed` [N, H, W, 3] hides best, at most 8: {"id", "before", "after",
+    """At most 8 fakes that `changed` [N, H, W, 3] hides best: {"id", "before", "after",
     "p_before", "p_after"}, the pictures as uint8 [H, W, 3]."""
     before, after = (
         calibration.p_fake(detector.logits(images), 1.0) for images in (detector.images, changed)
@@ -201,7 +202,7 @@ def _compressed(images: np.ndarray, quality: int) -> np.ndarray:
 
 
 def _rows(name, budget, clean, attacked, labels, threshold) -> list[dict[str, Any]]:
-    """One row where only fakes are attacked, one where all are."""
+    """One row with only fakes attacked, one with all pictures attacked."""
     fakes = np.where((labels == metrics.FAKE)[:, None], attacked, clean)
     return [
         {"attack": name, "budget": budget, "on": on, **_rates(labels, logits, threshold)}
@@ -226,7 +227,7 @@ def _margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _sanity(
     detector: Attacked, budgets: Sequence[int], steps: int, margins: Mapping
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows {"what", "accuracy"}: of attacks that must, or must not, do harm; and what is odd.
+    """Rows {"what", "accuracy"} of attacks that must, or must not, do harm; and any doubts.
 
     After Carlini et al., On Evaluating Adversarial Robustness (arXiv:1902.06705), section 3.
     """

@@ -1,4 +1,4 @@
-"""All that is measured of a detector on one data set."""
+"""Measures a detector on one data set."""
 
 import dataclasses
 import datetime
@@ -22,13 +22,13 @@ from mnv4_jax.report import attacked, one_class, robustness
 from mnv4_jax.runtime.mesh import make_mesh
 
 DEFAULT_THRESHOLD = 0.5
-# Of the thresholds in the checkpoint, the one at which robustness and groups are judged.
+# The false-alarm rate whose threshold (from the checkpoint) robustness and groups are judged at.
 _FIXED_RATE = "0.05"
 
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """One data set: the numbers for report.json, and what else the report shows."""
+    """One data set: the numbers for report.json, and other contents of the report."""
 
     summary: dict[str, Any]
     source: sources.Source
@@ -58,7 +58,7 @@ def judge(
     damaged_pictures: int,
     attack: AttackPlan | None = None,
 ) -> Judgement:
-    """All that is measured on one data set. Every process must call it; all get the same."""
+    """Measures everything on one data set. Every process must call it; all get the same result."""
     mesh = make_mesh()
     data_config = scoring.evaluation_config(loaded.config.data)
     name = f"{data or 'demo set'} {split}"
@@ -158,7 +158,7 @@ def judge(
 
 
 def _thresholds(p_fake, labels, groups, fitted) -> list[dict[str, Any]]:
-    """The rates at 0.5 and at each threshold that was fitted, which is applied unchanged."""
+    """The rates at 0.5 and at each fitted threshold, unchanged."""
     rows = [{"promise": None, "threshold": DEFAULT_THRESHOLD, "fitted_on": None}]
     if fitted:
         rows += [
@@ -180,7 +180,7 @@ def _thresholds(p_fake, labels, groups, fitted) -> list[dict[str, Any]]:
 
 
 def run_facts(loaded: saved.Checkpoint, *, raw: bool) -> dict[str, Any]:
-    """What was judged, by what, when."""
+    """Facts about the run: checkpoint, command, date, versions, device."""
     packages = ("mnv4_jax", "jax", "flax", "numpy", "scikit-learn")
     devices = jax.devices()
     return {

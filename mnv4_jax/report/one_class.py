@@ -1,5 +1,5 @@
-"""What a set of one class allows: its error rates. Photographs alone have no AUC, but they have
-false alarms, and those are what most people can measure.
+"""Error rates of a set with one class. Photographs alone have no AUC, but they have false alarms,
+which most people can measure.
 """
 
 import math
@@ -11,18 +11,18 @@ from scipy import stats
 
 from mnv4_jax.measure import metrics
 
-# Averages over pictures of one class say something of that class. Everything else compares the
-# classes, or depends on the share of fakes.
+# Averages over pictures of one class are meaningful for it. All other metrics compare the classes,
+# or depend on the share of fakes.
 _ALLOWED = {
     "real": {"accuracy", "recall_real", "log_loss", "brier"},
     "fake": {"accuracy", "recall_fake", "log_loss", "brier"},
 }
-# The rate that answers p_fake ≥ threshold give: of reals these are false alarms, of fakes finds.
+# The name of the rate of p_fake ≥ threshold: for reals these are false alarms, for fakes finds.
 RATE = {"real": "false_alarm_rate", "fake": "recall_fake"}
 
 
 def only_class(labels: np.ndarray) -> str | None:
-    """ "fake" or "real" where all of `labels` [N] are that; None where there are both."""
+    """ "fake" or "real" if all of `labels` [N] are of that class; None if there are both."""
     present = set(np.unique(labels).tolist())
     return {frozenset({metrics.FAKE}): "fake", frozenset({metrics.REAL}): "real"}.get(
         frozenset(present)
@@ -30,7 +30,7 @@ def only_class(labels: np.ndarray) -> str | None:
 
 
 def undefined(present: str) -> dict[str, Any]:
-    """A metric that has no value where only `present` ("fake" or "real") is there, and why."""
+    """A metric without a value, with the reason: only `present` ("fake" or "real") occurs."""
     return {
         "value": math.nan,
         "ci95": [math.nan, math.nan],
@@ -39,7 +39,7 @@ def undefined(present: str) -> dict[str, Any]:
 
 
 def restrict(values: Mapping[str, dict], present: str) -> dict[str, dict]:
-    """`values` of `metrics.metrics_with_intervals`; what one class leaves undefined says so."""
+    """`values` of `metrics.metrics_with_intervals`; marks those undefined for one class."""
     return {
         name: value if name in _ALLOWED[present] else undefined(present)
         for name, value in values.items()
@@ -49,9 +49,9 @@ def restrict(values: Mapping[str, dict], present: str) -> dict[str, dict]:
 def rate(called: np.ndarray, groups: Sequence[str] | None = None) -> dict[str, Any]:
     """{"value", "ci95"} of the share of `called` [N] bool.
 
-    The interval is the bootstrap's of `metrics.metrics_with_intervals`, whole groups at a time.
-    Where all or none were called every resample agrees, and its interval would be a point: there it
-    is Clopper and Pearson's (1934) exact one for as many independent draws as there are groups.
+    The interval is the bootstrap of `metrics.metrics_with_intervals`, resampling whole groups. If
+    all or none were called, every resample agrees and that interval would be a point: then it is
+    Clopper and Pearson's (1934) exact one for as many independent draws as there are groups.
     """
     called = np.asarray(called, bool)
     if not len(called):
@@ -61,7 +61,7 @@ def rate(called: np.ndarray, groups: Sequence[str] | None = None) -> dict[str, A
         answers = np.stack([called, ~called], axis=1)
         return metrics.metrics_with_intervals(labels, answers, groups)["recall_fake"]
     draws = len(called) if groups is None else len(set(groups))
-    if draws < 2 and groups is not None:  # one group alone says nothing of others
+    if draws < 2 and groups is not None:  # a single group gives no interval
         return {"value": float(called.mean()), "ci95": [math.nan, math.nan]}
     exact = stats.binomtest(int(called.mean()) * draws, draws).proportion_ci(method="exact")
     return {"value": float(called.mean()), "ci95": [float(exact.low), float(exact.high)]}
@@ -76,7 +76,7 @@ def by_group(
       p_fake: [N] calibrated.
       groups: [N] names.
       thresholds: T of them; "rates" is the share of p_fake ≥ each.
-      present: "fake" or "real"; of reals the highest rate is the worst, of fakes the lowest.
+      present: "fake" or "real"; for reals the highest rate is the worst, for fakes the lowest.
     """
     names, member = np.unique(groups, return_inverse=True)
     rows = []

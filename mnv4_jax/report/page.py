@@ -1,4 +1,4 @@
-"""The evaluation report: one HTML file that needs nothing else and no network."""
+"""The evaluation report: one self-contained HTML file that needs no network."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ from mnv4_jax.report import one_class, plots
 _MISTAKES, _RIGHT = 20, 20  # pictures shown
 _SHOWN_PX = 192
 
-# Of report.json: what the table calls it, and what it says.
+# Key in report.json: its name in the table, and its explanation.
 METRICS = {
     "auc": ("ROC AUC", "chance that a random fake gets a higher score than a random real"),
     "accuracy": ("accuracy", "share of right answers at p_fake ≥ 0.5"),
@@ -49,8 +49,8 @@ def render(facts: Mapping[str, Any], results: Sequence, model: nnx.Module) -> st
 
     Args:
       facts: of `evaluate.run_facts`.
-      results: one `evaluate.Judgement` a data set.
-      model: that was judged; explains single pictures.
+      results: one `judge.Judgement` a data set.
+      model: the judged one; its maps explain single pictures.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mnv4_jax", "report"),
@@ -170,7 +170,7 @@ def _attack_plots(attack: Mapping[str, Any] | None, name: str) -> dict[str, str]
 
 
 def _failure(failure: Mapping[str, Any]) -> dict[str, Any]:
-    """A picture, what the attack made of it, and the difference ten times as strong, on grey."""
+    """A picture, its attacked version, and their difference on grey, amplified ten times."""
     before, after = (failure[key].astype(int) for key in ("before", "after"))
     difference = np.clip(128 + 10 * (after - before), 0, 255).astype(np.uint8)
     return {
@@ -188,7 +188,7 @@ def _promise(row: Mapping[str, Any]) -> str:
 
 
 def _pictures(result, chosen: np.ndarray, model: nnx.Module) -> list[dict[str, Any]]:
-    """What the template shows of examples `chosen`: as the network saw them, and what it saw."""
+    """Template values of examples `chosen`: the network's input and its explanation map."""
     if not len(chosen):
         return []
     picked = Subset(result.source, result.index[chosen])

@@ -1,7 +1,7 @@
-"""The report's figures, drawn by matplotlib as SVG that follows the page's colours.
+"""The report's figures, drawn by matplotlib as SVG in the page's colours.
 
-Figures are drawn in stand-in colours that no plot would use; `_svg` turns them into the page's CSS
-variables, so one drawing serves light, dark and paper.
+Figures are drawn in placeholder colours that no plot would use. `_svg` replaces them by the page's
+CSS variables, so one drawing works in light mode, in dark mode and on paper.
 """
 
 import html
@@ -29,7 +29,7 @@ _CSS = {
     QUIET: "var(--quiet)",
 }
 _STYLE = {
-    "svg.fonttype": "none",  # text stays text: it can be searched, read aloud and scaled
+    "svg.fonttype": "none",  # keeps text as text, for search and screen readers
     "font.size": 11,
     "text.color": INK,
     "axes.edgecolor": QUIET,
@@ -71,7 +71,7 @@ def _svg(draw: Callable[[Figure], None], *, name: str, size=(4.6, 3.9)) -> str:
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    label = html.escape(name)  # a folder's name is in it
+    label = html.escape(name)  # it contains a folder's name
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
@@ -126,7 +126,8 @@ def precision_recall(labels: np.ndarray, scores: np.ndarray, *, name: str) -> st
 
 
 def reliability(labels: np.ndarray, curves: Mapping[str, np.ndarray], *, name: str) -> str:
-    """Share of fakes among pictures of like p_fake; `curves` names one or two score arrays [N].
+    """Share of fakes among pictures of similar p_fake; `curves` maps names to one or two arrays
+    [N].
 
     The last one is drawn in full, with 95% Wilson intervals of each bin.
     """
@@ -164,7 +165,7 @@ def reliability(labels: np.ndarray, curves: Mapping[str, np.ndarray], *, name: s
 
 
 def _reliability_bins(fake: np.ndarray, p: np.ndarray):
-    """Of each filled bin: mean p, share of fakes, and its Wilson interval (1927)."""
+    """For each non-empty bin: mean p, share of fakes, and its Wilson interval (1927)."""
     bins = np.minimum((p * metrics.ECE_BINS).astype(int), metrics.ECE_BINS - 1)
     n = np.bincount(bins, minlength=metrics.ECE_BINS)
     filled = n > 0
@@ -174,14 +175,14 @@ def _reliability_bins(fake: np.ndarray, p: np.ndarray):
     z2 = 1.96**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2))) / (1 + z2 / n)
-    # Rounding must not leave an end on the wrong side of the point: matplotlib refuses it.
+    # Rounding must not put an end on the wrong side of the point: matplotlib refuses that.
     return mean, share, np.minimum(centre - half, share), np.maximum(centre + half, share)
 
 
 def histogram(
     labels: np.ndarray, scores: np.ndarray, thresholds: Mapping[str, float], *, name: str
 ) -> str:
-    """Scores of either class, with the fixed thresholds."""
+    """Histogram of the scores of each class, with the fixed thresholds."""
 
     def draw(figure):
         axes = figure.subplots()
@@ -196,7 +197,7 @@ def histogram(
             )
         for i, (text, value) in enumerate(thresholds.items()):
             axes.axvline(value, color=INK, linewidth=1, linestyle="--")
-            left = value > 0.5  # the label's side; each on a line of its own, as values may be near
+            left = value > 0.5  # side of the label; one line each, as values may be close
             axes.annotate(
                 text,
                 (value, 0.97 - 0.08 * i),
@@ -215,7 +216,7 @@ def histogram(
 
 
 def confusion(labels: np.ndarray, called_fake: np.ndarray, *, name: str) -> str:
-    """Counts of truth against answer, coloured by the share of each row."""
+    """Confusion matrix: counts of truth against answer, coloured by the share of each row."""
     fake = labels == metrics.FAKE
     counts = np.array([[(t & c).sum() for c in (called_fake, ~called_fake)] for t in (fake, ~fake)])
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -248,9 +249,9 @@ def confusion(labels: np.ndarray, called_fake: np.ndarray, *, name: str) -> str:
 
 
 def attack(rows: Sequence[Mapping[str, Any]], *, on: str, name: str) -> str:
-    """AUC (left) and fakes found (right) over the budget, one line an attack.
+    """AUC (left) and fakes found (right) against the budget, one line per attack.
 
-    `rows`: of `attacked.judge`; `on`: "fakes" or "both", what was attacked.
+    `rows`: of `attacked.judge`; `on`: what was attacked, "fakes" or "both".
     """
     clean, *rest = (row for row in rows if row["on"] == on)
     names = list(dict.fromkeys(row["attack"] for row in rest))
@@ -280,8 +281,8 @@ def robustness(
 ) -> str:
     """AUC (above) and false-alarm rate (below) under one kind of damage.
 
-    `rows`: of `robustness.sweep`, undamaged first, then the five levels. `lowest_auc`: where the
-    axis starts, the same for all kinds so that they compare.
+    `rows`: of `robustness.sweep`, undamaged first, then the five levels. `lowest_auc`: start of
+    the axis, the same for all kinds so that they can be compared.
     """
     ticks = ["none"] + [f"{row['level']:g}" for row in rows[1:]]
     x = np.arange(len(rows))
@@ -302,7 +303,7 @@ def robustness(
 
 
 def rate_under_damage(kind: str, rows: Sequence[Mapping[str, Any]], *, of: str, name: str) -> str:
-    """The rate that one class allows under one kind of damage, with its interval.
+    """The one rate that a set of one class has, under one kind of damage, with its interval.
 
     `rows`: of `robustness.sweep`, undamaged first; `of`: "fake" or "real".
     """
@@ -325,7 +326,7 @@ def rate_under_damage(kind: str, rows: Sequence[Mapping[str, Any]], *, of: str, 
 
 
 def shortcuts(rows: Mapping[str, Mapping[str, Any]], *, name: str) -> str:
-    """AUC of each feature of the file alone; `rows` of `audit.shortcuts`."""
+    """AUC of each file feature on its own; `rows`: of `audit.shortcuts`."""
     known = {feature: row["auc"] for feature, row in rows.items() if row["auc"]}
 
     def draw(figure):

@@ -1,4 +1,4 @@
-"""How much of a detector is left when pictures are damaged: every kind and level in one pass."""
+"""Measures a detector on damaged pictures: every kind and level of damage in one pass."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ _RESAMPLES = 200
 
 
 class Damaged:
-    """A source of `picks` of another one: undamaged first, then under every kind and level.
+    """The `picks` of another source: undamaged first, then under every kind and level of damage.
 
     Example `i` is pick `i % len(picks)` under damage `i // len(picks)` of `damages`.
     """
@@ -40,7 +40,7 @@ class Damaged:
         return [f"{self._source.ids[p]} ({k} {v:g})" for k, v in self.damages for p in self._picks]
 
     def read(self, i: int) -> bytes:
-        """An encoded picture; without loss, unless the damage is JPEG's own."""
+        """An encoded picture; lossless, unless the damage itself is JPEG."""
         damage, pick = divmod(i, len(self._picks))
         kind, level = self.damages[damage]
         data = self._source.read(self._picks[pick])
@@ -56,12 +56,12 @@ class Damaged:
 
 
 def choose(labels: np.ndarray, index: np.ndarray, n: int, *, seed: int = 0) -> np.ndarray:
-    """About `n` of `index` [N], half of them fake where there are as many; sorted.
+    """About `n` of `index` [N], half of them fake if there are that many; sorted.
 
-    Where there is one class only, `n` of that.
+    If there is only one class, `n` of that class.
 
-    The AUC and the false-alarm rate do not depend on the share of fakes, so a small sample spends
-    itself best in halves.
+    The AUC and the false-alarm rate do not depend on the share of fakes, so equal halves make the
+    best use of a small sample.
     """
     rng = np.random.default_rng(seed)
     halves = [index[labels == label] for label in (metrics.FAKE, metrics.REAL)]
@@ -85,10 +85,11 @@ def sweep(
     Every process must call it; all get the same answer.
 
     Returns:
-      One {"kind", "level", "auc": {"value", "ci95"}, "false_alarm_rate"} for each: the share of
-      real pictures whose calibrated p_fake reaches the fixed `threshold`. Where `picks` are of one
-      class the AUC is undefined, and "ci95" is the interval of the rate that is left (over `groups`
-      [len(source)], if given): "false_alarm_rate", or of fakes "recall_fake".
+      One {"kind", "level", "auc": {"value", "ci95"}, "false_alarm_rate"} for each;
+      "false_alarm_rate" is the share of real pictures whose calibrated p_fake reaches the fixed
+      `threshold`. If `picks` are of one class, the AUC is undefined, and "ci95" is the interval of
+      the remaining rate, "false_alarm_rate" or for fakes "recall_fake" (over `groups`
+      [len(source)], if given).
     """
     damaged = Damaged(source, picks)
     scores = scoring.score_source(model, damaged, data_config, mesh, description="damaged")

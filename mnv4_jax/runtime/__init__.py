@@ -1,4 +1,4 @@
-"""The machine below a run: devices, processes, memory, preemption, files of lines.
+"""The machine that a run uses: devices, processes, memory, preemption, files of lines.
 
-Must not know pictures, models or training.
+Must not import pictures, models or training.
 """

@@ -1,4 +1,4 @@
-"""XLA programs are kept on disk between runs: compiling the step costs more than a small epoch."""
+"""Keeps XLA programs on disk between runs: compiling the step costs more than a small epoch."""
 
 import os
 import pathlib
@@ -13,9 +13,9 @@ _MAX_BYTES = 1 << 30
 
 
 def enable() -> None:
-    """Turns JAX's persistent cache on, in JAX_COMPILATION_CACHE_DIR or else under MNV4_CACHE
-    (~/.cache/mnv4_jax). Bounded: the least recently used programs go first. Where nothing can be
-    written there, one line says so and there is no cache.
+    """Turns on JAX's persistent cache, in JAX_COMPILATION_CACHE_DIR or else under MNV4_CACHE
+    (~/.cache/mnv4_jax). Its size is bounded: the least recently used programs go first. If the
+    folder is not writable, prints one line and uses no cache.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache.root() / "xla"))
@@ -23,7 +23,7 @@ def enable() -> None:
         jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
     folder = jax.config.jax_compilation_cache_dir
     if not in_bucket(folder) and (why := cache.why_not_writable(folder)):
-        # JAX itself would warn at every program that it compiles.
+        # Otherwise JAX would warn at every program that it compiles.
         jax.config.update("jax_enable_compilation_cache", False)
         given = "JAX_COMPILATION_CACHE_DIR" in os.environ
         variable = "JAX_COMPILATION_CACHE_DIR" if given else "MNV4_CACHE"
@@ -38,8 +38,8 @@ def enable() -> None:
 
 
 def _drop_halves(folder: pathlib.Path) -> None:
-    """A bounded cache writes an entry and then the time of its use; where a kill came between the
-    two, every later write would fail.
+    """Removes incomplete entries. A bounded cache writes an entry and then the time of its use;
+    after a kill between the two, every later write would fail.
     """
     for entry in folder.glob("*-cache"):
         if not entry.with_name(entry.name.removesuffix("cache") + "atime").exists():

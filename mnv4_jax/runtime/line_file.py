@@ -27,7 +27,7 @@ class LineFile:
 
 
 def append_text(file: epath.Path, text: str) -> None:
-    """At the end of a file. In a bucket by writing it anew: gcsfs takes "a" for "w"."""
+    """Appends to a file. In a bucket, rewrites the whole file: gcsfs treats "a" as "w"."""
     if in_bucket(file):
         replace_text(file, (file.read_text() if file.exists() else "") + text)
     else:
@@ -36,12 +36,12 @@ def append_text(file: epath.Path, text: str) -> None:
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
-    """Whether `path` is one of gs://… and the like, where no file can be appended to."""
+    """Whether `path` is in a bucket (gs://… and the like), where files cannot be appended to."""
     return "://" in os.fspath(path)
 
 
 def read_lines(file: epath.Path) -> list[dict]:
-    """What a `LineFile` wrote; a last line cut short by a power cut is left out."""
+    """The lines that a `LineFile` wrote; leaves out a last line that a power cut truncated."""
     lines = []
     for text in file.read_text().splitlines() if file.exists() else ():
         try:
@@ -52,7 +52,7 @@ def read_lines(file: epath.Path) -> list[dict]:
 
 
 def replace_text(file: epath.Path, text: str) -> None:
-    """Writes a file whole or not at all: a kill at any moment leaves the old one or the new one."""
+    """Writes a file atomically: a kill at any moment leaves the old file or the new one."""
     new = file.with_name(file.name + ".new")
     new.write_text(text)
     new.replace(file)

@@ -8,17 +8,17 @@ _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")  # GPUs
 
 
 def has_accelerator() -> bool:
-    """Whether this machine has a GPU or a TPU, known without asking JAX, which would start them."""
+    """Whether this machine has a GPU or a TPU. Does not ask JAX, which would start them."""
     return any(glob.glob(pattern) for pattern in _ACCELERATORS)
 
 
 def keep_freed() -> None:
     """For training on a CPU. Call this before JAX starts its threads, so that they share one malloc
-    arena. Does nothing where there is an accelerator, or another C library than glibc.
+    arena. Does nothing if there is an accelerator, or a C library other than glibc.
 
-    XLA frees its scratch memory after every step (513 MiB at batch 32 and 224 px), glibc hands
-    that back to the system, and in the next step every page of it is zeroed again. One arena, no
-    mapped blocks and no trimming leave it where it is.
+    XLA frees its scratch memory after every step (513 MiB at batch 32 and 224 px), glibc returns
+    it to the system, and in the next step the kernel zeroes every page of it again. One arena, no
+    mapped blocks and no trimming keep the memory in the process.
     """
     if has_accelerator():
         return

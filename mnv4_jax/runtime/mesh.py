@@ -1,6 +1,6 @@
 """The mesh and its shardings.
 
-One mesh axis, `data`: over it go the batch and, with `train.shard_state`, the state of a run.
+There is one mesh axis, `data`. It splits the batch and, with `train.shard_state`, the state.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of one axis, "data", over `devices` (default: all devices of all processes).
 
-    Devices are in the order of their processes, so that rows of a global batch lie where the
-    pipeline's slices do: the first rows on process 0. (`jax.make_mesh` may reorder them to suit a
-    torus; on TPU not even `jax.devices()` keeps a host's chips together.)
+    Devices are in the order of their processes, so that each process holds the rows of a global
+    batch that its pipeline loads: process 0 has the first rows. (`jax.make_mesh` may reorder them
+    to suit a torus; on TPU not even `jax.devices()` keeps a host's chips together.)
     """
     devices = jax.devices() if devices is None else devices
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
@@ -24,7 +24,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis of an array over the devices."""
+    """Splits the first axis of an array over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
@@ -34,7 +34,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split_where_possible(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """The longest axis that the number of devices divides, over the devices; else replicated."""
+    """Splits the longest axis that the number of devices divides; replicates if there is none."""
     fits = [axis for axis, length in enumerate(shape) if length and length % mesh.size == 0]
     if not fits:
         return replicated(mesh)
@@ -43,7 +43,7 @@ def split_where_possible(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process's rows [b, …] of a batch → global arrays [b * processes, …] over the mesh.
+    """This process's rows [b, …] of a batch → global arrays [b * processes, …] on the mesh.
 
     Returns without waiting for the transfer. Every process must call it, with equal shapes.
     """

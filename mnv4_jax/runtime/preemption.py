@@ -1,7 +1,7 @@
-"""Being told to stop: SIGTERM, or a preemption notice, becomes "all save at this step and leave".
+"""Turns SIGTERM or a preemption notice into "all processes save at this step and exit".
 
-The loop asks once per step and, on yes, saves, waits for the write and exits with `EXIT_STATUS`,
-upon which the launchers start the same command again.
+The loop asks once per step. If told to stop, it saves, waits for the write and exits with
+`EXIT_STATUS`; the launchers then start the same command again.
 """
 
 import signal
@@ -16,10 +16,10 @@ EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
 class Preemption:
     """Listens for the order to stop while its `with` block lasts.
 
-    Several processes leave it to JAX, which has listened for SIGTERM and the cloud's notices since
-    `jax.distributed.initialize` and makes all processes agree on a call of `stop_requested` that
-    none has passed. JAX has no such service for a process on its own: there SIGTERM sets a flag.
-    Only one such block may be entered in the life of a process of several.
+    With several processes JAX listens: since `jax.distributed.initialize` it has waited for SIGTERM
+    and the cloud's notices. It makes all processes agree on a call of `stop_requested` that none
+    has passed. JAX has no such service for a single process: there SIGTERM sets a flag.
+    With several processes, a process may enter only one such block in its life.
     """
 
     def __init__(self):
@@ -37,7 +37,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._previous)
 
     def stop_requested(self) -> bool:
-        """Whether to save now and leave; once yes, always yes.
+        """Whether to save now and exit; once True, always True.
 
         Every process must ask equally often, after each step and before each batch of an
         evaluation: the n-th call has the same answer on all of them.

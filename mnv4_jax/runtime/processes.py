@@ -46,12 +46,12 @@ def initialize(
 ) -> None:
     """Joins the other processes of this run, if there are any; must precede any use of a device.
 
-    What is not given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID,
-    else from the cluster JAX detects (Cloud TPU, GKE, SLURM, Open MPI). Outside of all these it
-    does nothing: one process, which is all there is.
+    Missing arguments come from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, else
+    from the cluster JAX detects (Cloud TPU, GKE, SLURM, Open MPI). Without any of these it does
+    nothing: the run has one process.
 
-    Raises UserError where only some of the three are known or they make no sense. If a peer does
-    not come within `peer_timeout_s`, prints one line and ends the process with status 2.
+    Raises UserError if only some of the three are known or they make no sense. If a peer does not
+    come within `peer_timeout_s`, prints one line and ends the process with status 2.
     """
     if jax.distributed.is_initialized():
         return
@@ -79,7 +79,7 @@ def initialize(
             coordinator,
             num_processes,
             process_id,
-            # JAX aborts with a stack dump when its time is up; the watchdog speaks before.
+            # JAX aborts with a stack dump at its timeout; the watchdog reports earlier.
             initialization_timeout=peer_timeout_s + 60,
         )
 
@@ -89,11 +89,11 @@ def exit_promptly() -> Iterator[None]:
     """Around a command's `run`: a process that fails among several exits immediately,
     with its own status.
 
-    Else JAX makes it wait at the exit for the others, who wait for it in the middle of a step, and
-    in the end aborts them all: five minutes later, and with status 134 in place of the true one.
+    Otherwise JAX makes it wait at exit for the others, which wait for it in the middle of a step.
+    After five minutes JAX aborts them all, with status 134 instead of the true one.
 
-    A process whose peers are gone has nothing to put right. It says so in one line and exits with
-    the status that launchers take for "start again".
+    A process whose peers are gone has made no error. It says so in one line and exits with the
+    status that tells launchers to start again.
     """
     try:
         yield
@@ -110,7 +110,7 @@ def exit_promptly() -> Iterator[None]:
             logging.getLogger(__name__).exception("lost its peers")
         elif not isinstance(error, SystemExit):
             traceback.print_exc()
-            # No jax.process_index() here: before the first use of a device it would wait for all.
+            # No jax.process_index() here: before the first use of a device it waits for all.
             logging.getLogger(__name__).exception("failed")
         sys.stdout.flush()
         logging.shutdown()
@@ -120,8 +120,8 @@ def exit_promptly() -> Iterator[None]:
 def lost_peers(error: BaseException) -> bool:
     """Whether `error` is what a computation raises when another process of the run has died.
 
-    By its text: JAX has one exception for all that its runtime reports. A TPU's runtime says
-    UNAVAILABLE, ABORTED or CANCELLED; Gloo, on CPUs, that the peer closed the connection.
+    Decides by its text: JAX has one exception for all errors of its runtime. A TPU's runtime says
+    UNAVAILABLE, ABORTED or CANCELLED; Gloo, on CPUs, says that the peer closed the connection.
     """
     return isinstance(error, jax.errors.JaxRuntimeError) and bool(_PEERS_GONE.search(str(error)))
 
@@ -141,15 +141,15 @@ def define_flags() -> None:
 
 
 def initialize_from(args: Any) -> None:
-    """`initialize` with what `add_flags` (parsed arguments) or `define_flags` (FLAGS) brought."""
+    """Calls `initialize` with the flags of `add_flags` (parsed arguments) or `define_flags`."""
     initialize(**{name: getattr(args, name) for name, *_ in _FLAGS})
 
 
 def log_to(workdir: str) -> None:
-    """This process's log goes to WORKDIR/logs/process_<i>.log as well, appended to.
+    """Appends this process's log to WORKDIR/logs/process_<i>.log as well.
 
-    So does the Python stack where JAX aborts because a peer is gone. In a bucket (gs://…) files
-    cannot be appended to: there the log stays on the standard error, which the cluster keeps.
+    The Python stack also goes there if JAX aborts because a peer is gone. In a bucket (gs://…)
+    files cannot be appended to: there the log stays on the standard error, which the cluster keeps.
     """
     if in_bucket(workdir):
         return
@@ -162,7 +162,7 @@ def log_to(workdir: str) -> None:
 
 
 class _LogFile(logging.FileHandler):
-    """On a full disk a lost line is no reason for a traceback."""
+    """Prints no traceback for a line lost to a full disk."""
 
     def handleError(self, record):
         if not isinstance(sys.exc_info()[1], OSError):
@@ -201,7 +201,7 @@ def _check(coordinator: str | None, num_processes: int | None, process_id: int |
 
 
 def _check_port(coordinator: str) -> None:
-    """JAX raises or crashes, according to its version, where it cannot listen."""
+    """Checks the port first: if JAX cannot listen there, some versions raise and others crash."""
     try:
         socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
     except OSError as error:
@@ -213,8 +213,8 @@ def _check_port(coordinator: str) -> None:
 class _Watchdog(threading.Timer):
     """Ends the process with one line and status 2 unless its `with` block ends in time.
 
-    A thread, because JAX waits in C++ without the interpreter lock and then aborts: no exception
-    ever reaches Python.
+    It is a thread because JAX waits in C++ without the interpreter lock and then aborts: no
+    exception reaches Python.
     """
 
     def __init__(self, coordinator, num_processes, process_id, timeout_s):

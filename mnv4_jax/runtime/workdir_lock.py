@@ -1,4 +1,4 @@
-"""One run a workdir: two would interleave their logs and overwrite each other's checkpoints."""
+"""Allows one run per workdir: two would mix their logs and overwrite each other's checkpoints."""
 
 import contextlib
 import datetime
@@ -18,12 +18,12 @@ from mnv4_jax.runtime.line_file import in_bucket, replace_text
 @contextlib.contextmanager
 def hold(workdir: epath.Path, *, flag: str = "--workdir") -> Iterator[None]:
     """Holds `workdir` for this run; process 0 of a run calls it for all of its processes.
-    `flag`: by which it was named.
+    `flag`: the flag that named it.
 
-    The operating system keeps the lock (flock) and drops it when the process ends, however it
-    ends, so neither a kill nor a reboot leaves a false one. On a network file system it holds
-    between hosts as far as that system passes locks on. A bucket has no locks: there, and where
-    locking fails, one warning is logged and nothing is held.
+    The operating system drops the lock (flock) when the process ends in any way, so neither a kill
+    nor a reboot leaves a stale one. On a network file system it holds between hosts only if that
+    system supports it. A bucket has no locks: there, and if locking fails, this logs one warning
+    and holds nothing.
 
     Raises:
       UserError: another process holds it; says which, on which host, since when.
@@ -57,5 +57,5 @@ def hold(workdir: epath.Path, *, flag: str = "--workdir") -> Iterator[None]:
 def _describe(owner: epath.Path) -> str:
     try:
         return "process {process} on {host} since {since}".format(**json.loads(owner.read_text()))
-    except (OSError, ValueError, KeyError):  # it holds the lock and has not written its name yet
+    except (OSError, ValueError, KeyError):  # the holder has not written its name yet
         return "another process"

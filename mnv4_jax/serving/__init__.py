@@ -1,4 +1,4 @@
 """A page and an HTTP interface for one detector.
 
-Knows detectors. Must not know training, reports or exports; writes nothing to disk.
+May import detectors. Must not import training, reports or exports; writes nothing to disk.
 """

@@ -1,4 +1,4 @@
-"""The HTTP interface: what is taken, how much of it, and what is answered."""
+"""The HTTP interface: its requests, their limits, and its answers."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ _HEADERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What `/v1/model` says: JSON values."""
+    """The answer of `/v1/model`: JSON values."""
 
     labels: tuple[str, ...]
     thresholds: dict[str, float]
@@ -46,7 +46,7 @@ def make_app(detector: Detector, facts: Facts, hosts: list[str]) -> FastAPI:
     """The application.
 
     Args:
-      hosts: what the Host header may be; others are refused (DNS rebinding).
+      hosts: allowed values of the Host header; others are refused (DNS rebinding).
     """
     scorer: Scorer | None = None
     bodies = Bodies()

@@ -8,17 +8,17 @@ from fastapi import HTTPException, Request
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 MOST_BYTES = 32 * 2**20  # of one request
-MOST_HELD = 256 * 2**20  # bytes, of all requests that are read or answered at one time
+MOST_HELD = 256 * 2**20  # bytes, of all requests being read or answered
 MOST_FILES = 64
 MOST_SECONDS = 60  # for the body of one request
 
 
 class Busy(Exception):
-    """No room for more now; the message says of what."""
+    """A limit is reached for now; the message says which."""
 
 
 class Bodies:
-    """Knows how much of all bodies is in memory."""
+    """Counts the bytes of all bodies in memory."""
 
     def __init__(self):
         self._held = 0

@@ -1,4 +1,4 @@
-"""Pictures from many requests, gathered into batches for one detector."""
+"""Gathers pictures from many requests into batches for one detector."""
 
 import asyncio
 import concurrent.futures
@@ -17,7 +17,7 @@ from mnv4_jax.serving.bodies import Busy
 
 MOST_WAITING = 256  # pictures; further ones are refused
 _BATCH = 16
-_WAIT_S = 0.005  # for more pictures, once one is there
+_WAIT_S = 0.005  # waiting time for more pictures, after the first one
 
 
 class _Job(NamedTuple):
@@ -29,7 +29,7 @@ class Scorer:
     """One batch at a time: faces are found and scored in one thread, pictures decoded in others.
 
     Args:
-      detector: what answers.
+      detector: the detector.
       find_faces: cut out the faces of photographs first, see `views.face_views`.
     """
 
@@ -46,22 +46,22 @@ class Scorer:
         return self._waiting.qsize()
 
     def start(self) -> None:
-        """Within a running event loop."""
+        """Call it within a running event loop."""
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """What still waits gets no answer."""
+        """Stops; waiting pictures get no answer."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self._scoring.shutdown(wait=False, cancel_futures=True)
 
     async def ask(self, pictures: Sequence[bytes]) -> list[list[dict[str, Any]] | DecodeError]:
-        """Of each encoded picture one {"p_fake", "reason", "face"} for each view, or why it cannot
-        be read.
+        """For each encoded picture, one {"p_fake", "reason", "face"} for each view, or the error in
+        reading it.
 
         Raises:
-          Busy: too many pictures wait for all of these to wait as well.
+          Busy: too many pictures are waiting already.
         """
         if self.waiting + len(pictures) > MOST_WAITING:
             raise Busy(f"{self.waiting} pictures wait already")
@@ -76,10 +76,10 @@ class Scorer:
         return answers
 
     async def explain(self, data: bytes, view: int) -> tuple[np.ndarray, tuple[int, ...]]:
-        """What of a picture's `view`, from 0, spoke for fake and for real.
+        """The explanation map of a picture's `view`, counted from 0.
 
         Returns:
-          [S, S, 3] uint8, and where in the picture that is: left, top, width, height in px.
+          [S, S, 3] uint8, and its place in the picture: left, top, width, height in px.
 
         Raises:
           DecodeError: the picture cannot be read, or has no such view.
@@ -113,10 +113,10 @@ class Scorer:
             pictures = await asyncio.gather(*decoded, return_exceptions=True)
             try:
                 answers = await loop.run_in_executor(self._scoring, self._score, pictures)
-            except Exception as error:  # one batch is lost, and the next is served
+            except Exception as error:  # only this batch is lost
                 answers = [error] * len(jobs)
             for job, answer in zip(jobs, answers, strict=True):
-                if job.answer.done():  # whoever asked has gone
+                if job.answer.done():  # the client has gone
                     continue
                 if isinstance(answer, Exception):
                     job.answer.set_exception(answer)

@@ -1,4 +1,4 @@
 """A run: its loop, step, optimizer, augmentation, checkpoints and logs.
 
-Knows detectors and models. No other room may know it.
+May import detectors and models. No other subpackage may import this one.
 """

@@ -1,7 +1,7 @@
-"""What is done to a batch of pictures on the device, inside the jitted step.
+"""Data augmentation of a batch on the device, inside the jitted step.
 
-Every random draw is keyed by (seed, position of the example in the run), so that it depends on
-neither hosts nor devices. Flip, brightness and contrast are dm-pix; the others are written here:
+Every random draw is keyed by (seed, position of the example in the run), so it does not depend on
+hosts or devices. Flip, brightness and contrast come from dm-pix. The others are written here:
 dm-pix has no noise and no erasing.
 """
 
@@ -23,13 +23,13 @@ def keys(seed: int, position: jax.Array) -> jax.Array:
 def vary(
     images: jax.Array, position: jax.Array, config: ConfigDict, *, damaged: bool = True
 ) -> jax.Array:
-    """What a step does to its pictures: `damage`, then `augment`.
+    """Applies `damage`, then `augment`, as a training step does.
 
     Args:
       images: [B, H, W, 3] float in [0, 1].
-      position: [B] uint32, of the examples in the run.
-      config: the whole.
-      damaged: False: the same variation without the damage.
+      position: [B] uint32, positions of the examples in the run.
+      config: the whole config.
+      damaged: if False, the same augmentation without the damage.
     """
     drawn = keys(config.seed, position)
     if damaged:
@@ -81,7 +81,7 @@ def augment(images: jax.Array, keys: jax.Array, config: ConfigDict) -> jax.Array
 
 
 def rectangle(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """[H, W] bool: a random rectangle inside, each side a fifth to a half of the picture's."""
+    """[H, W] bool mask of a random rectangle; each side is a fifth to a half of the picture's."""
     side, place = jax.random.uniform(key, (2, 2))
     side = 0.2 + 0.3 * side
     start = place * (1 - side)
@@ -94,10 +94,10 @@ def rectangle(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
 
 
 def _noise_field(height: int, width: int) -> np.ndarray:
-    """[2 * height, 2 * width, 3] float32: white noise of deviation 1, always the same.
+    """[2 * height, 2 * width, 3] float32: white noise of standard deviation 1, always the same.
 
-    A piece of it from a random place costs a thirtieth of drawing noise anew for each picture,
-    which was the dearest part of a damaged step on a CPU.
+    Cutting a piece from a random place costs a thirtieth of drawing new noise for each picture.
+    Drawing it was the most expensive part of a damaged step on a CPU.
     """
     return np.random.default_rng(0).standard_normal((2 * height, 2 * width, 3), np.float32)
 

@@ -1,4 +1,4 @@
-"""The damaged pictures of a run: named in a file, and at last too many."""
+"""Lists the damaged pictures of a run in a file, and stops the run if there are too many."""
 
 import threading
 
@@ -9,17 +9,17 @@ from input_pipeline.cli import UserError
 from input_pipeline.sources import printable
 from mnv4_jax.runtime import line_file
 
-_ALWAYS_ALLOWED = 5  # damaged pictures: 1% of a small set would be one accident
+_ALWAYS_ALLOWED = 5  # damaged pictures: in a small set a single one can exceed 1%
 
 
 class BadImages:
-    """Names damaged pictures in WORKDIR/bad_images.txt and counts those of Train; from any thread.
+    """Lists damaged pictures in WORKDIR/bad_images.txt and counts those of Train; thread-safe.
 
-    The count begins anew with the process: who has repaired the pictures can go on.
+    The count restarts with the process: after repairing the pictures, a user can resume the run.
     """
 
     def __init__(self, workdir: epath.Path, n_train: int):
-        # In a bucket, where a file is written anew with every line, a file for each process.
+        # In a bucket each new line rewrites the whole file, so each process has its own file.
         process = jax.process_index()
         own = f".{process}" if process and line_file.in_bucket(workdir) else ""
         self._file = workdir / f"bad_images{own}.txt"
@@ -30,12 +30,12 @@ class BadImages:
         self._of_train: set[str] = set()
 
     def note(self, image_id: str, reason: str) -> None:
-        """A picture of Train."""
+        """Records a damaged picture of Train."""
         self.name(image_id, reason)
         self._of_train.add(image_id)
 
     def name(self, image_id: str, reason: str) -> None:
-        """A picture of any split."""
+        """Records a damaged picture of any split."""
         image_id = printable(image_id)
         with self._lock:
             if image_id not in self._named:

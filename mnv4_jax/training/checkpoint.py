@@ -1,6 +1,6 @@
-"""All of Orbax, in one room: saving and resuming a run, loading a detector from a path.
+"""Saves and resumes a run with Orbax.
 
-A checkpoint is `WORKDIR/checkpoints/<step>/` with four items, so that each reader takes only what
+A checkpoint is `WORKDIR/checkpoints/<step>/` with four items, so that each reader loads only what
 it needs: `weights` and `ema` (parameters and BatchNorm statistics), `optimizer` (with the step
 counters), and `meta`, a JSON object: config, data position, labels, normalisation, calibration,
 metrics.
@@ -31,7 +31,7 @@ from mnv4_jax.runtime.line_file import replace_text
 from mnv4_jax.training.state import TrainState
 
 _COUNTERS = ("step", "bad_in_a_row", "bad_steps", "opt_state")
-_FORM = 2  # of what a checkpoint holds: since 2, the optimizer's moments have names
+_FORM = 2  # format of a checkpoint: since 2, the optimizer's moments have names
 
 
 class Checkpointer:
@@ -43,8 +43,8 @@ class Checkpointer:
         best = lambda metrics: metrics["auc"]  # noqa: E731
         self._manager = ocp.CheckpointManager(
             self.folder,
-            # best_fn besides BestN: without it metrics are not stored, and the best so far is
-            # forgotten on restart.
+            # best_fn as well as BestN: without it Orbax does not store the metrics, and forgets
+            # the best checkpoint on restart.
             options=ocp.CheckpointManagerOptions(
                 best_fn=best,
                 preservation_policy=policies.AnyPreservationPolicy(
@@ -69,10 +69,10 @@ class Checkpointer:
         """Starts writing `state`; returns as soon as it is copied from the device.
 
         Args:
-          step: that of `state`, known without asking the device.
+          step: the step of `state`, known without asking the device.
           state: what to save.
           meta: JSON values, see `make_meta`.
-          metrics: of validation, or None. A NaN AUC is not passed on: it would evict the best.
+          metrics: of validation, or None. Orbax never gets a NaN AUC: it would evict the best.
         """
         auc = (metrics or {}).get("auc", math.nan)
         items = to_save(step, _arrays(state), {**meta, "form": _FORM})
@@ -82,9 +82,8 @@ class Checkpointer:
         """Completes the checkpoint of `step`, which was saved before its evaluation was done.
 
         Args:
-          meta: replaces the "calibration" and "metrics" that it was saved with, and what says that
-            its evaluation is due.
-          metrics: as of `save`.
+          meta: replaces the saved "calibration", "metrics" and "evaluation_due".
+          metrics: as for `save`.
         """
         folder = self.folder / str(step)
         if jax.process_index() == 0:
@@ -92,7 +91,7 @@ class Checkpointer:
             if not math.isnan(auc):
                 (folder / "metrics").mkdir(exist_ok=True)
                 replace_text(folder / "metrics" / "metrics", json.dumps({"auc": auc}))
-            # Last: a kill before it leaves an evaluation that is still due.
+            # Last: after a kill before this line, the evaluation is still due.
             new = {**read_meta(folder), **meta}
             replace_text(folder / "meta" / "metadata", json.dumps(new))
         multihost.sync_global_processes("an evaluation was made up for")
@@ -102,7 +101,7 @@ class Checkpointer:
         """Step and `meta` of the newest checkpoint whose `meta` can be read; None without any.
 
         Raises:
-          UserError: there are checkpoints, but none can be read, or the newest is of another form.
+          UserError: there are checkpoints, but none is readable, or the newest has another format.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -129,10 +128,10 @@ class Checkpointer:
         )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
-        """The newest intact state, or None where there is no checkpoint at all.
+        """The newest intact state, or None if there is no checkpoint.
 
-        Damaged ones that are newer are named and moved to `checkpoints/damaged`: Orbax silently
-        refuses to save at a step that is not above its newest.
+        Reports newer, damaged checkpoints and moves them to `checkpoints/damaged`: otherwise Orbax
+        would silently refuse to save at a step that is not above theirs.
 
         Args:
           like: a TrainState of `jax.ShapeDtypeStruct` with shardings.
@@ -161,7 +160,7 @@ class Checkpointer:
         return None
 
     def _move_aside(self, damaged: list[int], *, going_on_from: int) -> None:
-        """Moves damaged steps out of Orbax's sight, which takes folders with numbers only."""
+        """Moves damaged steps where Orbax does not look: it reads only folders named by number."""
         if jax.process_index() == 0:
             for step in damaged:
                 to = _unused(self.folder / "damaged" / str(step))
@@ -189,7 +188,7 @@ class Checkpointer:
         return state, restored.meta
 
     def wait(self) -> None:
-        """Returns when what was saved is on disk."""
+        """Waits until all saves are on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -197,10 +196,10 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def explain_disk_full(self) -> Iterator[None]:
-        """Wraps a run: a full disk becomes a UserError, and the half-written save is removed.
+        """Wraps a run: turns a full disk into a UserError, and removes the half-written save.
 
-        Orbax raises ValueError there, about this save or the one before; or a log's next line meets
-        it first.
+        On a full disk Orbax raises ValueError, about this save or the previous one, unless writing
+        a log line fails first.
         """
         try:
             yield
@@ -209,8 +208,8 @@ class Checkpointer:
             full = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
             if not any(text in str(error) for text in full):
                 raise
-        # What dies with the save prints tracebacks, into the one line that matters: TensorStore's
-        # threads now, half-run coroutines at the exit of Python.
+        # Silence tracebacks, which would bury the one line that matters: TensorStore's threads
+        # print some now, unfinished coroutines when Python exits.
         sys.excepthook = lambda *_: None
         gc.collect()
         names = [path.name for path in self.folder.iterdir()]
@@ -240,7 +239,7 @@ def _unused(path: epath.Path) -> epath.Path:
 
 
 def _drop_damaged_metrics(folder: epath.Path) -> None:
-    """A step whose metrics cannot be read is one without: Orbax would not even start."""
+    """Renames unreadable metrics of a step: with them Orbax would not even start."""
     for file in folder.glob("*/metrics/metrics"):
         try:
             json.loads(file.read_text())

@@ -1,5 +1,4 @@
-"""What platforms do to pictures, done to a batch on the device: smaller and large again, blurred,
-compressed.
+"""Imitates what platforms do to pictures, on the device: downscaling and upscaling, blur, JPEG.
 
 Every random draw is keyed by (seed, position of the example in the run), as in `augment`.
 """
@@ -18,8 +17,8 @@ def damage(images: jax.Array, keys: jax.Array, config: ConfigDict) -> jax.Array:
     Args:
       images: [B, H, W, 3] float in [0, 1].
       keys: [B] PRNG keys, see `augment.keys`.
-      config: `data.downscale_prob`, `data.downscale`, `data.jpeg_prob`, `data.jpeg_quality` and
-        `augment.blur` are read; what is 0 is left out of the program.
+      config: reads `data.downscale_prob`, `data.downscale`, `data.jpeg_prob`, `data.jpeg_quality`
+        and `augment.blur`; a step whose value is 0 is left out of the program.
 
     Returns:
       [B, H, W, 3] of the same dtype, in [0, 1].
@@ -29,7 +28,7 @@ def damage(images: jax.Array, keys: jax.Array, config: ConfigDict) -> jax.Array:
     def draw(key):
         return jax.random.uniform(jax.random.fold_in(key, 1), (5,))
 
-    # float32 whatever the pictures are: half precision is too coarse for an axis of 224 px.
+    # float32 whatever the pictures' dtype: half precision is too coarse for an axis of 224 px.
     is_shrunk, factor, sigma, is_compressed, quality = jax.vmap(draw, out_axes=1)(keys)
     if data.downscale_prob or blur:
         low, high = data.downscale

@@ -13,7 +13,7 @@ from mnv4_jax.training import augment
 
 
 class Digests:
-    """WORKDIR/digests.jsonl: for each step a hash of what was in its global batch.
+    """WORKDIR/digests.jsonl: for each step, a hash of its global batch.
 
     The hash is of the sorted (example id, augmentation key) list, so two runs that saw the same
     batches have the same file, whatever machines they ran on.
@@ -22,7 +22,7 @@ class Digests:
     def __init__(
         self, workdir: epath.Path, seed: int, ids: list[str], start_step: int, *, on: bool
     ):
-        """Unless `on`, nothing is written."""
+        """Writes nothing unless `on`."""
         self._seed, self._ids, self._on = seed, ids, on
         self._lines = None
         if on and jax.process_index() == 0:

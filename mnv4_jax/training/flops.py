@@ -1,4 +1,4 @@
-"""How much arithmetic a training step is, and what share of the device's best that makes."""
+"""Counts the FLOPs of a training step, and their share of the device's peak."""
 
 import math
 from collections.abc import Iterator
@@ -24,10 +24,10 @@ _PEAK = {
 
 
 def per_image(config: ConfigDict) -> float:
-    """FLOPs of one picture in training: forward, and twice that backward.
+    """FLOPs of training on one picture: the forward pass, and twice as many for the backward pass.
 
-    Counted from the products of the traced network: 2 a multiply-add of every convolution and
-    matrix product, in their plain form.
+    Counts 2 FLOPs for each multiply-add of every convolution and matrix product of the traced
+    network, with convolutions in XLA's native form.
     """
     size = config.data.image_size
     graphdef, weights = weights_lib.abstract(config)
@@ -40,21 +40,21 @@ def per_image(config: ConfigDict) -> float:
 
 
 def peak(device: jax.Device) -> float:
-    """The device's dense bfloat16 FLOP/s, nan where that is not known."""
+    """The device's dense bfloat16 FLOP/s, nan if unknown."""
     kinds = [kind for kind in _PEAK if device.device_kind.startswith(kind)]
     return _PEAK[max(kinds, key=len)] if kinds else math.nan
 
 
 def utilisation(flops_per_s: float, device: jax.Device) -> float:
-    """Share of the device's peak, nan where that is not known.
+    """Share of the device's peak, nan if that is unknown.
 
-    A network as small as this one is bound by memory, not by arithmetic: a few percent is its best.
+    A network as small as this one is limited by memory, not by arithmetic: expect a few percent.
     """
     return flops_per_s / peak(device)
 
 
 def equations(jaxpr) -> Iterator:
-    """Every equation of a jaxpr, what is traced inside others included."""
+    """Every equation of a jaxpr, including those of inner jaxprs."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
@@ -62,7 +62,7 @@ def equations(jaxpr) -> Iterator:
 
 
 def multiply_adds(equation) -> int:
-    """Those of one convolution or matrix product; 0 for anything else."""
+    """Multiply-adds of one convolution or matrix product; 0 for anything else."""
     out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
     if equation.primitive.name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape

@@ -1,4 +1,4 @@
-"""The host loop: what happens, in order, once per step."""
+"""The host loop: what happens at each step, in order."""
 
 import contextlib
 import functools
@@ -37,13 +37,13 @@ def run(config: ConfigDict, workdir: str) -> int:
 
     Args:
       config: checked, see `config.parse_flags`.
-      workdir: where all results go; a run found there is gone on with.
+      workdir: where all results go; resumes a run found there.
 
     Returns:
-      0, or preemption.EXIT_STATUS when stopped by SIGTERM or a maintenance notice, all saved.
+      0, or preemption.EXIT_STATUS if SIGTERM or a maintenance notice stopped it; then all is saved.
 
     Raises:
-      UserError: whatever the user can put right.
+      UserError: any error that the user can fix.
     """
     workdir = epath.Path(workdir).expanduser().absolute()
     workdir.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def run(config: ConfigDict, workdir: str) -> int:
 
 
 class _Run:
-    """One start of a run: what it works with, and its phases."""
+    """One start of a run: its objects and its phases."""
 
     def __init__(self, config: ConfigDict, workdir: epath.Path):
         self.config, self.workdir = config, workdir
@@ -63,7 +63,7 @@ class _Run:
         self.mesh = make_mesh()
         self._check_batch_size()
 
-        # The data: how much there is decides how long the run is.
+        # The data: its size determines the length of the run.
         self.source = sources.open_source(config.data.dir, "Train")
         self.validation = self._open_if_there("Validation")
         self.steps_per_epoch = len(self.source) / config.train.batch_size
@@ -89,7 +89,7 @@ class _Run:
         self.gather = jax.jit(lambda weights: weights, out_shardings=replicated(self.mesh))
         self._announce()
 
-        # What is written.
+        # The outputs.
         self.bad_images = BadImages(workdir, len(self.source))
         self.writer = writers.MetricsWriter(
             workdir, start_step=self.done, evaluation_due=self.overdue
@@ -98,7 +98,7 @@ class _Run:
         self.digests = Digests(
             workdir, config.seed, self.source.ids, self.done, on=config.data.log_digests
         )
-        # All of them at once: asking the device at a log line would wait for the steps in flight.
+        # All at once: asking the device for one at a log line would wait for the steps in flight.
         learning_rates = np.asarray(jax.jit(schedule)(np.arange(self.total_steps)))
         self.log = TrainLog(self.writer, self.progress, config, learning_rates, self.mesh.size)
         self.pictures = TrainPictures(
@@ -111,7 +111,7 @@ class _Run:
         )
 
     def to_the_end(self) -> int:
-        """All phases; the exit status, see `run`."""
+        """Runs all phases. Returns the exit status, see `run`."""
         with contextlib.ExitStack() as at_the_end:
             at_the_end.enter_context(self.checkpointer.explain_disk_full())
             for thing in (self.checkpointer, self.writer, self.progress, self.pictures):
@@ -136,7 +136,7 @@ class _Run:
         self.checkpointer.add_results(self.done, new, metrics)
 
     def _train(self) -> None:
-        """Raises scoring.Stopped where told to stop before the end, all saved."""
+        """If told to stop before the end, saves all and raises scoring.Stopped."""
         every = self.config.checkpoint.every_steps
         while self.done < self.total_steps:
             self.done += 1
@@ -153,7 +153,7 @@ class _Run:
 
     def _step(self, batch: dict[str, np.ndarray], arrays: dict[str, jax.Array]) -> None:
         self.digests.write(self.done, batch)
-        # The step is given all that it needs on the device, and only log lines fetch from it.
+        # All inputs of the step are on the device already; only log lines fetch from it.
         with jax.transfer_guard("disallow"):
             self.state, metrics = self.step(self.state, arrays)
         self.log.add(self.done, metrics, batch["label"])
@@ -168,8 +168,8 @@ class _Run:
             )
 
     def _save(self, *, due: bool, stop: bool) -> None:
-        """Saves the state, after the evaluation that is `due` unless told to `stop`; on a stop
-        raises scoring.Stopped when all is on disk."""
+        """Saves the state. Evaluates first if that is `due`, unless told to `stop`. On a stop,
+        raises scoring.Stopped once all is on disk."""
         self.log.flush()
         self._check_losses()  # a non-finite state is found before it is saved
         named, metrics, fitted = self.by_name(self.state), None, None
@@ -194,8 +194,8 @@ class _Run:
             raise scoring.Stopped
 
     def _validate(self, ema) -> tuple[dict, dict | None]:
-        """(metrics, calibration or None) of the averaged weights, written down. Raises
-        scoring.Stopped where told to stop: the next start does it again."""
+        """Logs and returns (metrics, calibration or None) of the averaged weights. Raises
+        scoring.Stopped if told to stop: the next start evaluates again."""
         model = weights_lib.merge(self.graphdef, self.gather(ema))
         metrics, fitted = self._evaluate(model, self.validation)
         self.writer.write(self.done, "validation", metrics)
@@ -222,7 +222,7 @@ class _Run:
         return metrics, calibration.fit(scores.logits, scores.labels, set_of=sets)
 
     def _finish(self) -> None:
-        """Test with the weights `evaluate` would take, the curves, the table, what to try next."""
+        """Tests the weights `evaluate` would load; writes curves, the table and next commands."""
         best = saved_lib.load(self.workdir)
         test = self._open_if_there("Test")
         results = {"validation": best.meta["metrics"]} if best.meta["metrics"] else {}
@@ -262,7 +262,7 @@ class _Run:
             )
 
     def _announce(self) -> None:
-        """Says what was found, and notes it with the config in WORKDIR/config.json."""
+        """Prints what was found, and writes it with the config to WORKDIR/config.json."""
         if not self.is_main:
             return
         if self.validation is None:

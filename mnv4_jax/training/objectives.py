@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 from mnv4_jax.attacks.budget import cross_entropy as cross_entropy_of
 from mnv4_jax.attacks.gradient import ascend
 
-# (model, batch, key) -> (loss [], logits [B, 2]). The model is in the trace: calling it with
-# `train=True` moves its BatchNorm statistics, and the step takes them from it afterwards.
+# (model, batch, key) -> (loss [], logits [B, 2]). The model is traced: calling it with `train=True`
+# updates its BatchNorm statistics, and the step reads them from it afterwards.
 # `batch` has "image" [B, H, W, 3] float in [0, 1], augmented, "label" [B] and "position" [B]; with
-# `train.consistency`, "clean" too: the same pictures without the damage.
+# `train.consistency` also "clean": the same pictures without the damage.
 Objective = Callable[[nnx.Module, dict[str, jax.Array], Any], tuple[jax.Array, jax.Array]]
 
 
@@ -68,12 +68,12 @@ def consistent(
     label_smoothing: float,
     weight: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """The cross-entropy of both views of a picture, damaged and clean, and `weight` times what
-    damage changes in the answer: KL(clean || damaged), which moves the damaged one alone.
+    """The cross-entropy of both views of a picture, damaged and clean, plus `weight` times
+    KL(clean || damaged). Only the damaged view gets a gradient from the KL term.
 
     Stability training of Zheng et al. (CVPR 2016), eq. 9, with the labels on both views. Both go
-    through the model together, so BatchNorm has one set of statistics; the logits that come back
-    are the damaged ones.
+    through the model together, so BatchNorm has one set of statistics. The returned logits are
+    those of the damaged view.
     """
     both = jnp.concatenate([batch["image"], batch["clean"]])
     logits = model(both, train=True, key=key)
@@ -103,8 +103,9 @@ class Attack:
     warmup_pictures: float
 
     def target(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """(images [n, H, W, 3], budget [n, 1, 1, 1]): what of `batch` is attacked, its first share,
-        and how far; the budget grows linearly from 0 with the position in the run."""
+        """(images [n, H, W, 3], budget [n, 1, 1, 1]): the pictures to attack, which are the first
+        `share` of `batch`, and their budgets, which grow linearly from 0 with the position in the
+        run."""
         n = max(1, round(self.share * len(batch["image"])))
         images, position = batch["image"][:n], batch["position"][:n]
         grown = jnp.minimum(1.0, (position + 1).astype(jnp.float32) / self.warmup_pictures)
@@ -119,7 +120,7 @@ def adversarial(
     label_smoothing: float,
     attack: Attack,
 ) -> tuple[jax.Array, jax.Array]:
-    """The cross-entropy of a batch whose first `attack.share` is attacked before (Madry et al.,
+    """The cross-entropy of a batch after attacking its first `attack.share` (Madry et al.,
     ICLR 2018).
 
     The attack sees the model in evaluation mode. Attacked and clean pictures go through the model
@@ -156,10 +157,10 @@ def trades(
     label_smoothing: float,
     attack: Attack,
 ) -> tuple[jax.Array, jax.Array]:
-    """The clean cross-entropy, and `attack.weight` times how far an attack can move the answer.
+    """The clean cross-entropy, plus `attack.weight` times how far an attack can move the answer.
 
-    TRADES of Zhang et al. (ICML 2019), eq. 5: the divergence KL(clean || attacked) is what the
-    attack makes large and what training makes small.
+    TRADES of Zhang et al. (ICML 2019), eq. 5: the attack maximises the divergence
+    KL(clean || attacked), and training minimises it.
     """
     key, attack_key = jax.random.split(key)
     images, budget = attack.target(batch)
@@ -180,8 +181,8 @@ def trades(
 def _without_gradients(model: nnx.Module) -> nnx.Module:
     """A copy of `model` whose parameters are constants to the training step's gradient.
 
-    To stop at the attacked pictures is too late: the gradient inside the attack would have been
-    differentiated by then, and the C++ convolutions have no second derivative.
+    Stopping the gradient at the attacked pictures is too late: JAX would already differentiate the
+    gradient inside the attack, and the C++ convolutions have no second derivative.
     """
     graphdef, state = nnx.split(model)
     return nnx.merge(graphdef, jax.tree.map(jax.lax.stop_gradient, state))

@@ -27,11 +27,11 @@ def learning_rate(config: ConfigDict, total_steps: int, steps_per_epoch: float) 
 
 
 def groups(config: ConfigDict, known: Sequence[str]) -> dict[str, str]:
-    """{name of a parameter: its group}: what happens to all members of a group alike.
+    """{name of a parameter: its group}. All members of a group are updated alike.
 
-    Weight decay is for the kernels of convolutions and dense layers ("decayed"). Biases,
-    normalisation layers and the Gabor bank are spared ("plain"). With `train.layer_decay` the layer
-    follows, "decayed 3". What no pattern of `train.trainable` names is FROZEN.
+    Weight decay applies to the kernels of convolutions and dense layers ("decayed"), not to biases,
+    normalisation layers and the Gabor bank ("plain"). With `train.layer_decay` the name ends in the
+    layer: "decayed 3". A parameter that no pattern of `train.trainable` names is FROZEN.
 
     Args:
       known: the dotted names of all parameters.
@@ -48,7 +48,7 @@ def groups(config: ConfigDict, known: Sequence[str]) -> dict[str, str]:
 
 
 def layers_of(known: Sequence[str]) -> dict[str, int]:
-    """{name: its depth}: 0 for what comes before the blocks, 1 for the first, … as timm counts."""
+    """{name: its depth}: 0 before the blocks, 1 for the first block, … as timm counts."""
     places = {name: _BLOCK.search(name) for name in known}
     blocks = sorted({tuple(map(int, m[1].split("."))) for m in places.values() if m})
     depth = {}
@@ -61,10 +61,10 @@ def layers_of(known: Sequence[str]) -> dict[str, int]:
 
 
 def names(pattern: str, name: str) -> bool:
-    """Whether the dotted `pattern` names the parameter `name`, or a module that it is in.
+    """Whether the dotted `pattern` names the parameter `name`, or a module that contains it.
 
-    Part by part: "blocks.1" is in "backbone.blocks.1.conv.kernel" and not in "…blocks.11…". A word
-    may be followed by a number: "norm" is in "backbone.blocks.1.norm2.scale".
+    Compares whole parts: "blocks.1" matches "backbone.blocks.1.conv.kernel" but not "…blocks.11…".
+    A number may follow a word: "norm" matches "backbone.blocks.1.norm2.scale".
     """
     wanted, parts = pattern.split("."), name.split(".")
     fits = lambda want, part: part == want or (want.isalpha() and part.rstrip("0123456789") == want)  # noqa: E731
@@ -76,7 +76,7 @@ def names(pattern: str, name: str) -> bool:
 def make_optimizer(
     config: ConfigDict, schedule: optax.Schedule | float
 ) -> optax.GradientTransformation:
-    """AdamW behind gradient clipping, for parameters held as {group: vector}."""
+    """Gradient clipping, then AdamW, for parameters held as {group: vector}."""
     clip = config.train.clip_norm
     return optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
@@ -91,7 +91,7 @@ def make_optimizer(
 
 
 def _factor(config: ConfigDict, group: str) -> float:
-    """`train.layer_decay` for every layer between this one and the head (Bao et al., BEiT)."""
+    """`train.layer_decay` once for every layer between this one and the head (Bao et al., BEiT)."""
     _, _, layers_above = group.partition(" ")
     return config.train.layer_decay ** int(layers_above or 0)
 

@@ -1,4 +1,4 @@
-"""Where a run's pictures come from: decoded anew, kept on the host's disk, or in device memory."""
+"""Where a run's pictures come from: decoded again, kept on the host's disk, or in device memory."""
 
 import functools
 from collections.abc import Callable
@@ -15,23 +15,23 @@ from input_pipeline.batches import Batch, Batches, OnBad, shorter_side, train_ba
 from input_pipeline.sources import Source
 from mnv4_jax.runtime.mesh import batch_sharding, put_batch, replicated
 
-_SHARE_OF_FREE = 0.6  # of a device's memory that the pictures may take: a step needs some too
+_SHARE_OF_FREE = 0.6  # of a device's free memory, for pictures: a step needs memory too
 
 
 class TrainPictures:
     """The training batches of a run on its devices.
 
     Pictures are decoded in the first epoch. With `data.cache` "device", and with "auto" on a GPU or
-    TPU, they move to the devices at the end of the first epoch that leaves none undecoded, if they
-    fit; from then on only the places of crops are sent. All forms give the same batches.
+    TPU, they move to the devices if they fit, at the end of the first epoch after which all are
+    decoded. From then on only the positions of crops are sent. The batches are always the same.
 
     Args:
-      config: of the run.
+      config: the run's.
       source: the pictures.
-      mesh: of the run.
+      mesh: the run's.
       start: number of the first batch.
-      on_bad: told of pictures that cannot be read, see `train_batches`.
-      say: told what was chosen.
+      on_bad: called for pictures that cannot be read, see `train_batches`.
+      say: called with a line that says what was chosen.
     """
 
     def __init__(

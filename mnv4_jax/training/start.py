@@ -47,7 +47,7 @@ def first_state(
 
 
 def _transferred(config: ConfigDict, weights: dict[str, Any], say) -> dict[str, Any]:
-    """`weights` with everything replaced that the checkpoint or file `model.init_from` has."""
+    """`weights`, replaced where the checkpoint or file `model.init_from` has values."""
     path = config.model.init_from
     try:
         if weight_files.is_file(path):
@@ -77,7 +77,7 @@ def _check_same_model(config: ConfigDict, saved: Mapping[str, Any], folder: epat
 
 
 def _warn_of_other_batches(config: ConfigDict, saved: Mapping[str, Any], say) -> None:
-    # These bring the same pictures from elsewhere, or in another way.
+    # These fields do not change which pictures are in a batch.
     same = {"data.dir", "data.threads", "data.workers", "data.log_digests"}
     same |= {"data.cache", "data.cache_gib"}
     changed = [
@@ -91,7 +91,7 @@ def _warn_of_other_batches(config: ConfigDict, saved: Mapping[str, Any], say) ->
 
 
 def _changed(config: ConfigDict, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{"data.crop": (now, as saved), ...}: the fields of `config` with another value there."""
+    """{"data.crop": (now, as saved), ...}: the fields of `config` with another value in `saved`."""
     now, then = fields(config), fields(boxed.as_config(saved))
-    # A field that is newer than the run has its default, which is what the run did without it.
+    # A field that is newer than the run has its default, which keeps the run's old behaviour.
     return {f: (v, then[f]) for f, v in now.items() if f in then and v != then[f]}

@@ -1,4 +1,4 @@
-"""All that a run needs to go on, as one value."""
+"""The complete state of a run, as one value."""
 
 import dataclasses
 import functools
@@ -14,15 +14,15 @@ import jax
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a run needs to go on, besides its data position, which is `step`.
+    """All that a run needs to resume; `step` is also its position in the data.
 
-    Weights, averages and moments are trees of named arrays. Only between calls of the jitted step
-    are they the vectors of a `Packing`.
+    Weights, averages and moments are trees of named arrays. Between calls of the jitted step they
+    are the vectors of a `Packing` instead.
     """
 
     step: jax.Array  # int32 [], batches consumed
-    bad_in_a_row: jax.Array  # int32 [], steps without a finite loss or gradient, up to now
-    bad_steps: jax.Array  # int32 [], all of them
+    bad_in_a_row: jax.Array  # int32 [], latest steps in a row without a finite loss or gradient
+    bad_steps: jax.Array  # int32 [], all such steps of the run
     weights: dict[str, Any]  # {"params", "stats"}
-    ema: dict[str, Any]  # the same, averaged
+    ema: dict[str, Any]  # their moving average
     opt_state: Any  # its moments have the structure of weights["params"]

@@ -1,7 +1,6 @@
-"""What a run computes: how its state begins, and what one step makes of it.
+"""The computations of a run: its initial state and its training step.
 
-Pure functions: no I/O, no printing, no Python state. The loop jits them; tests call them without a
-loop.
+Pure functions: no I/O, no printing, no Python state. The loop jits them; tests call them directly.
 """
 
 from typing import Any
@@ -24,7 +23,7 @@ from mnv4_jax.training.state import TrainState
 
 
 class Program:
-    """The computations of one run. Their states are packed, see `packing`.
+    """The computations of one run. Its states are packed, see `packing`.
 
     Args:
       config: checked, see `config.parse_flags`.
@@ -33,7 +32,7 @@ class Program:
       objective: what to minimise; by default what the config describes.
 
     Raises:
-      ValueError: no such model, or a Gabor bank that cannot be.
+      ValueError: no such model, or an impossible Gabor bank.
     """
 
     def __init__(
@@ -66,8 +65,8 @@ class Program:
                 )
 
     def shardings(self) -> TrainState:
-        """Of the packed state. With `train.shard_state` every device holds its part of each vector
-        between steps, as in ZeRO-3 (Rajbhandari et al., SC 2020)."""
+        """Shardings of the packed state. With `train.shard_state` every device holds its part of
+        each vector between steps, as in ZeRO-3 (Rajbhandari et al., SC 2020)."""
         state = jax.eval_shape(self.init, self.like)
         split = batch_sharding(self.mesh) if self.is_split else replicated(self.mesh)
         return jax.tree.map(lambda x: split if x.ndim else replicated(self.mesh), state)
@@ -89,7 +88,7 @@ class Program:
         return jax.lax.with_sharding_constraint(vectors, sharding(self.mesh))
 
     def init(self, weights: dict[str, Any]) -> TrainState:
-        """The state a run starts from with the named `weights`."""
+        """The initial state of a run with the named `weights`."""
         zero = jnp.zeros((), jnp.int32)
         vectors = self.packing.pack(weights)
         return TrainState(
@@ -113,8 +112,8 @@ class Program:
 
         Returns:
           The state after, and {"loss": [], "logits": [B, 2], "grad_norm": [], "bad_in_a_row": [],
-          "bad_steps": []}. Where loss or gradient is not finite, weights, statistics, EMA and
-          optimizer state are those of before; only the counters move.
+          "bad_steps": []}. If loss or gradient is not finite, weights, statistics, EMA and
+          optimizer state are unchanged; only the counters change.
         """
         config, packing = self.config, self.packing
         images = weights_lib.to_float(batch["image"], classifier.param_dtype(config))
@@ -130,7 +129,7 @@ class Program:
             batch_norm=config.model.batch_norm,
             mesh=self.mesh,
         )
-        # Of what is frozen the gradient is not asked for, so XLA does not compute it.
+        # The gradients of frozen parameters are not used, so XLA does not compute them.
         grads = packing.params(packing.pack({"params": grads}))
         grads = self._placed(grads, batch_sharding)
         params = packing.params(state.weights)
@@ -176,9 +175,9 @@ def gradients(
 ) -> tuple[jax.Array, Any, Any, jax.Array]:
     """Loss, gradients, new BatchNorm statistics and logits of one global batch.
 
-    With global BatchNorm this is what one device would compute, and XLA places the collectives
+    With global BatchNorm the result is that of a single device, and XLA inserts the collectives
     (two for each BatchNorm, one for the gradients). With local BatchNorm every device computes its
-    part alone and one all-reduce averages everything that must agree.
+    part alone, and one all-reduce averages everything that must agree.
 
     Args:
       weights: {"params", "stats"} by name.
@@ -204,8 +203,8 @@ def gradients(
         loss, grads, stats, logits = compute(weights, batch, key)
         return *jax.lax.pmean((loss, grads, stats), "data"), logits
 
-    # check_vma=False: with it on, the gradients of replicated parameters arrive already summed, and
-    # the pmean above would leave them too large by the number of devices, which Adam hides.
+    # check_vma=False: otherwise the gradients of replicated parameters arrive already summed. The
+    # pmean above would leave them too large by the number of devices, and Adam would hide that.
     replicated, split = PartitionSpec(), PartitionSpec("data")
     return jax.shard_map(
         local,

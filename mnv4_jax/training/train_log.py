@@ -16,14 +16,14 @@ _IN_FLIGHT = 2  # steps dispatched beyond the one whose metrics are read
 
 
 class TrainLog:
-    """Reads the metrics of steps some way behind the newest, so that the device never waits.
+    """Reads the metrics of each step a few steps later, so that the device never waits.
 
-    Loss is the mean over the global batch; accuracy and AUC are over the rows that this process
-    holds, of all steps since the last line.
+    Loss is the mean over the global batch. Accuracy and AUC are over the rows of this process, for
+    all steps since the last line.
 
     Attributes:
-      bad_in_a_row: the most steps without a finite loss or gradient that followed each other.
-      step: the last of these.
+      bad_in_a_row: the longest run of steps without a finite loss or gradient.
+      step: the last step of that run.
     """
 
     def __init__(self, writer, progress, config, learning_rates, n_devices):
@@ -36,12 +36,12 @@ class TrainLog:
 
     @functools.cached_property
     def _flops_per_image(self) -> float:
-        # A second of tracing: not before the first step, and not for a device of unknown peak.
+        # Tracing takes a second: not before the first step, nor if the device's peak is unknown.
         known = math.isfinite(flops.peak(jax.devices()[0]))
         return flops.per_image(self._config) if known else math.nan
 
     def restart_clock(self) -> None:
-        """Leaves what came before (evaluation) out of the next images/s."""
+        """Excludes the time up to now (an evaluation) from the next images/s."""
         self._clock, self._timed_steps = time.perf_counter(), 0
 
     def add(self, done: int, metrics: dict[str, jax.Array], labels: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves for its reader: metrics.jsonl, TensorBoard files, curves, a progress bar."""
+"""A run's output for people: metrics.jsonl, TensorBoard files, curves, a progress bar."""
 
 import functools
 import math
@@ -15,12 +15,12 @@ from mnv4_jax.runtime.line_file import LineFile, read_lines
 
 
 class MetricsWriter:
-    """Appends to WORKDIR/metrics.jsonl and to TensorBoard files; only process 0 really does."""
+    """Appends to WORKDIR/metrics.jsonl and to TensorBoard files; only process 0 writes."""
 
     def __init__(self, workdir: epath.Path, *, start_step: int, evaluation_due: bool = False):
-        """Forgets what an interrupted run wrote of steps after `start_step`, and the Test line that
-        a finished one ends with: they come again. So does the Validation line of `start_step` with
-        `evaluation_due`."""
+        """Drops lines that will be written again: those of an interrupted run after `start_step`,
+        the Test line at the end of a finished run and, with `evaluation_due`, the Validation line
+        of `start_step`."""
         self._lines = None
         if jax.process_index():
             return
@@ -33,13 +33,13 @@ class MetricsWriter:
             and not (evaluation_due and (line["step"], line["split"]) == (start_step, "validation"))
         ]
         self._lines = LineFile(file, kept)
-        # purge_step 0 would be ignored; a fresh run has nothing to purge.
+        # A fresh run has nothing to purge, and purge_step 0 would be ignored.
         self._purge_step = start_step + 1 if start_step else None
         self._folder = str(workdir / "tensorboard")
 
     @functools.cached_property
     def _board(self):
-        # Not before the first loss is written: tensorboardX imports PyTorch where it finds it.
+        # Not before the first loss is written: tensorboardX imports PyTorch if it is installed.
         from tensorboardX import SummaryWriter
 
         return SummaryWriter(self._folder, purge_step=self._purge_step)
@@ -64,12 +64,12 @@ class MetricsWriter:
 
 
 def _finite(value):
-    """JSON has no NaN: null stands for it."""
+    """None for NaN and infinity, which JSON lacks."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Progress:
-    """A progress bar on a terminal, a line at each log elsewhere; silent unless `show`."""
+    """A progress bar on a terminal, otherwise one line per log; silent unless `show`."""
 
     def __init__(self, total_steps: int, start_step: int, *, show: bool):
         self._total = total_steps
@@ -113,7 +113,7 @@ class Progress:
 
 
 def print_summary(results: Mapping[str, Mapping[str, float]], next_commands: list[str]) -> None:
-    """The short table a run ends with, and what to try next."""
+    """Prints the final table of a run and the next commands to try."""
     names = ("n", "loss", "accuracy", "auc", "recall_fake", "recall_real")
     table = rich.table.Table("split", *names)
     for split, values in results.items():
