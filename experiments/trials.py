@@ -13,6 +13,7 @@ The other arguments are those of `mnv4_jax.main`. Results: docs/RESULTS.md.
     blended self-supervised: ignores the labels; half of the pictures get a patch of themselves,
             moved, blurred and in another light, and the network has to find which; then start from
             its weights with model.init_from (after Shiohara and Yamasaki, arXiv:2204.08376)
+    patch8  vit_tiny_patch16_224 with patches of 8 px
     late    the network with a first stage that does not halve the resolution: four times the
             positions from there on, and four times the work
     apart   under train.adversary, attacked pictures have BatchNorm statistics of their own, which
@@ -31,7 +32,7 @@ import optax
 from flax import nnx
 
 from mnv4_jax import main
-from mnv4_jax.models import mobilenetv4
+from mnv4_jax.models import mobilenetv4, vit
 from mnv4_jax.models.mobilenetv4 import VARIANTS, ConvBlock, MobileNetV4
 from mnv4_jax.ops import resample
 from mnv4_jax.training import augment, objectives
@@ -140,6 +141,9 @@ def install(trial: str) -> None:
         VARIANTS["mobilenetv4_conv_small"] = late
     elif trial == "look":
         mobilenetv4.MobileNetV4 = LookingFirst
+    elif trial == "patch8":
+        plain = vit.VARIANTS["vit_tiny_patch16_224"]
+        vit.VARIANTS["vit_tiny_patch16_224"] = dataclasses.replace(plain, patch=8)
     elif trial == "apart":
         together = objectives.from_config
         objectives.from_config = lambda config, *args: apart(config, together(config, *args))
