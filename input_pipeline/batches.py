@@ -2,7 +2,7 @@
 
 One integer is the position in the data. Example number `k * batch_size + row` of a run, with its
 crop and damage, is always the same: for any number of processes, threads or workers, however often
-the run was interrupted (DESIGN.md, decision 5).
+the run was interrupted.
 """
 
 import dataclasses
