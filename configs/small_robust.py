@@ -16,7 +16,7 @@ from configs import small
 def get_config() -> ConfigDict:
     config = small.get_config()
     config.data.image_size = 128
-    config.train.adversary.method = "pgd"
+    config.train.adversary.method = "trades"
     config.train.adversary.budget = 1.0
     config.train.adversary.steps = 3
     return config
