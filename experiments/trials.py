@@ -13,12 +13,12 @@ The other arguments are those of `mnv4_jax.main`. Results: docs/RESULTS.md.
     blended self-supervised: ignores the labels; half of the pictures get a patch of themselves,
             moved, blurred and in another light, and the network has to find which; then start from
             its weights with model.init_from (after Shiohara and Yamasaki, arXiv:2204.08376)
-    patch8  vit_tiny_patch16_224 with patches of 8 px
     late    the network with a first stage that does not halve the resolution: four times the
             positions from there on, and four times the work
-    apart   under train.adversary, attacked pictures have BatchNorm statistics of their own, which
-            are not kept: the running ones are those of clean pictures (after Xie et al.,
-            arXiv:1911.09665)
+    patch8  vit_tiny_patch16_224 with patches of 8 px
+    apart   with train.adversary.method fgsm or pgd, attacked pictures have their own BatchNorm
+            statistics, which are not kept: the running ones are of clean pictures (after Xie et
+            al., arXiv:1911.09665)
     look    a 3x3 convolution to 16 channels, BatchNorm and ReLU at full resolution before the stem
 """
 

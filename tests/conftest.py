@@ -8,9 +8,9 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
-# A step takes longer to compile than to test: in two thirds of the time without XLA's optimiser
-# (the slow tests of .ci/run have it), and each program once a session, processes and pytest-xdist's
-# workers included, or once for all sessions that share a folder, as those of .ci/run do.
+# Compiling a step takes longer than testing it. Without XLA's optimiser it takes two thirds of the
+# time; .ci/run runs the slow tests with it. Processes and pytest-xdist's workers share compiled
+# programs, and so do sessions that name one folder, like the steps of .ci/run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mnv4_jax_tests_")

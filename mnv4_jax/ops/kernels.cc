@@ -182,9 +182,9 @@ ffi::Error depthwise_dk(ffi::ThreadPool pool, Array x, Array dy, int64_t stride,
 // --- dense: kernel [kh, kw, c, n]. In NHWC a window's row is kw * c consecutive floats, so a row of
 // outputs is kh matrix products straight from the padded image, without an im2col.
 
-// C [m, n] += the sum over `taps` of A [m, k] B [k, n]; B's and C's columns are consecutive, everything
-// else has a stride. C's rows may overlap: they are updated one after the other. A tile is R rows of P
-// vectors, whose sums stay in registers.
+// C [m, n] += the sum over `taps` of A [m, k] B [k, n]. The columns of B and C are consecutive, all
+// other axes have a stride. C's rows may overlap: they are updated one after the other. A tile is R
+// rows of P vectors, whose sums stay in registers.
 struct Products {
   int64_t taps, a_tap, b_tap, k, a_row, a_col, b_row, c_row;
 };
