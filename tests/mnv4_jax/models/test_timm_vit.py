@@ -89,11 +89,14 @@ def test_weights_of_another_size_are_resampled_on_loading():
     close(large, ours_of(small, "vit_tiny_patch16_224", 144), 144)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in SMALL else pytest.mark.slow) for n in vit.VARIANTS]
+)
 def test_a_round_trip_returns_the_same_bytes(name):
     size = 7 * vit.VARIANTS[name].patch
-    tensors = tensors_of(of_timm(name, size))
-    back = timm_keys.to_timm(ours_of(of_timm(name, size), name, size))
+    network = of_timm(name, size)
+    tensors = tensors_of(network)
+    back = timm_keys.to_timm(ours_of(network, name, size))
     assert back.keys() == tensors.keys()
     for key, value in tensors.items():
         assert back[key].tobytes() == np.ascontiguousarray(value).tobytes(), key
