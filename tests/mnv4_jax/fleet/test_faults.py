@@ -47,12 +47,13 @@ def check(found: list[dict], pictures) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["Scorer", "Decoder"])
+# On a fast machine everything is decoded before the second shard is written.
+@pytest.mark.parametrize(("victim", "shards"), [("Scorer", 2), ("Decoder", 0)])
 def test_a_process_that_is_killed_costs_no_row(
-    pictures, detector, compiled, tmp_path, rows, victim
+    pictures, detector, compiled, tmp_path, rows, victim, shards
 ):
     with Job(*flags(pictures, detector, tmp_path), compiled=compiled) as job:
-        job.wait_for(lambda: len(parts(tmp_path)) >= 2, "shards")
+        job.wait_for(lambda: len(parts(tmp_path)) >= shards, "shards")
         for process in job.wait_for(lambda: job.find(victim), victim):
             process.kill()
         said = job.end(1)
