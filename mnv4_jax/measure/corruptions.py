@@ -1,4 +1,4 @@
-"""Common damage to pictures, for measuring robustness: eight kinds, five severities.
+"""Common damage to pictures, for measuring robustness: ten kinds, five severities.
 
 Pure functions on the host, uint8 RGB to uint8 RGB of the same size, applied to the decoded picture
 before the evaluation transform, as if the file itself were damaged.
@@ -29,6 +29,27 @@ def encode_jpeg(image: np.ndarray, quality: float) -> bytes:
     return simplejpeg.encode_jpeg(
         np.ascontiguousarray(image), quality=int(quality), colorsubsampling="420"
     )
+
+
+def webp(image: np.ndarray, quality: float, rng: np.random.Generator) -> np.ndarray:
+    """Lossy WebP compression; `quality` as in libwebp.
+
+    Raises:
+      OSError: a side is longer than WebP allows.
+    """
+    if max(image.shape[:2]) > 16383:
+        raise OSError("larger than a WebP can be")
+    settings = [cv2.IMWRITE_WEBP_QUALITY, int(quality)]
+    data = cv2.imencode(".webp", image[..., ::-1], settings)[1]
+    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
+
+
+def screenshot(image: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:
+    """Shown at `scale` of its size as a browser does (bilinear), saved as JPEG of quality 80,
+    and scaled back to its old size (cubic)."""
+    height, width = image.shape[:2]
+    shown = cv2.resize(image, _scaled(width, height, scale), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(jpeg(shown, 80, rng), (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def blur(image: np.ndarray, sigma_px: float, rng: np.random.Generator) -> np.ndarray:
@@ -88,6 +109,8 @@ def shift(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarr
 
 CORRUPTIONS: dict[str, Corruption] = {
     "jpeg": Corruption(jpeg, (90, 70, 50, 30, 10), "quality"),
+    "webp": Corruption(webp, (90, 70, 50, 30, 10), "quality"),
+    "screenshot": Corruption(screenshot, (0.9, 0.75, 0.6, 0.45, 0.3), "factor"),
     "blur": Corruption(blur, (0.5, 1, 1.5, 2, 3), "sigma, px"),
     "noise": Corruption(noise, (4, 8, 12, 18, 25), "sigma, grey levels of 255"),
     "downscale": Corruption(downscale, (0.75, 0.5, 0.35, 0.25, 0.15), "factor"),

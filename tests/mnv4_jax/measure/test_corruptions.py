@@ -57,6 +57,23 @@ def test_jpeg_uses_the_quantisation_pillow_would(picture, quality):
     assert np.abs(difference).mean() < 2  # the codecs round differently
 
 
+@pytest.mark.parametrize("quality", corruptions.CORRUPTIONS["webp"].levels)
+def test_webp_is_pillows(picture, quality):
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "WEBP", quality=int(quality))
+    theirs = np.asarray(Image.open(buffer).convert("RGB"), int)
+    assert np.abs(corrupt(picture, "webp", quality) - theirs).mean() < 1
+
+
+def test_a_screenshot_is_scaled_compressed_and_scaled_back(picture):
+    shown = cv2.resize(picture, (48, 73), interpolation=cv2.INTER_LINEAR)
+    buffer = io.BytesIO()
+    Image.fromarray(shown).save(buffer, "JPEG", quality=80, subsampling="4:2:0")
+    compressed = np.asarray(Image.open(buffer).convert("RGB"))
+    back = cv2.resize(compressed, (64, 97), interpolation=cv2.INTER_CUBIC).astype(int)
+    assert np.abs(corrupt(picture, "screenshot", 0.75) - back).mean() < 2  # codecs round
+
+
 @pytest.mark.parametrize("sigma", corruptions.CORRUPTIONS["blur"].levels)
 def test_blur_is_a_gaussian(picture, sigma):
     smooth = ndimage.gaussian_filter(

@@ -91,12 +91,12 @@ def test_one_class_gives_its_rates_and_null_with_a_reason_for_the_rest(
         ]
         assert group["rates"] == pytest.approx(expected)
 
-    assert len(numbers["robustness"]["rows"]) == 41
+    assert len(numbers["robustness"]["rows"]) == 51
     assert numbers["robustness"]["n"] == 4
     for row in numbers["robustness"]["rows"]:
         assert row["auc"]["value"] is None
         assert row["ci95"][0] <= row[rate] <= row["ci95"][1]
-    assert html.count("<svg ") == 1 + 8
+    assert html.count("<svg ") == 1 + 10
     assert f"There are only {name.lower()} pictures here" in html
     assert "video 3" in html
     assert not re.search(r"[>( ]nan\b", html, re.IGNORECASE)

@@ -85,7 +85,7 @@ def test_plots_and_pictures_are_visible_and_the_console_is_empty(page, tmp_path,
     assert "CONSOLE" not in log
     measured = re.search(r'data-measured="([^"]*)"', dom)[1].replace("&quot;", '"')
     measured = json.loads(measured.replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
-    assert len(measured["svgs"]) == 14
+    assert len(measured["svgs"]) == 16
     for svg in measured["svgs"]:
         assert svg["width"] > 150, svg
         assert svg["height"] > 150, svg
