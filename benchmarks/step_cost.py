@@ -15,6 +15,7 @@ import jax
 from steps import make_step, random_batch
 
 from configs import small
+from mnv4_jax.runtime import memory
 
 _DAMAGE = {
     "data.jpeg_prob": 0.5,
@@ -57,6 +58,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5, help="a round")
     args = parser.parse_args()
+    memory.keep_freed()  # as mnv4_jax.main does
     variants = GROUPS[args.group]
     names = list(variants)
     runs = {name: make_run(variants[name], args.size, args.batch_size) for name in names}
