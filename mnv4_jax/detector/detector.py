@@ -12,6 +12,7 @@ from PIL import Image
 from input_pipeline import sources
 from input_pipeline.batches import OnBad
 from input_pipeline.decode import to_rgb
+from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import saved, scoring
 from mnv4_jax.measure import calibration
 from mnv4_jax.runtime import compilation_cache
@@ -45,7 +46,8 @@ class Detector:
         compilation_cache.enable()
         loaded = saved.load(path, raw=raw)
         self.model = loaded.model
-        self.data_config = scoring.evaluation_config(loaded.config.data)
+        self.config = loaded.config
+        self.transform = eval_transform(loaded.config.data)
         fitted = loaded.calibration or {}
         self.temperature: float = fitted.get("temperature", 1.0)
         self.thresholds: dict[str, float] = fitted.get("thresholds", {})  # by false-alarm rate
@@ -107,10 +109,11 @@ class Detector:
         scores = scoring.score_source(
             self.model,
             source,
-            self.data_config,
+            self.transform,
             self._mesh,
+            threads=self.config.data.threads,
             on_bad=on_bad,
-            least_px=scoring.needed_px(self.data_config),
+            least_px=scoring.needed_px(self.transform),
         )
         p_fake = np.full(len(source), np.nan)
         p_fake[scores.index] = calibration.p_fake(scores.logits, self.temperature)

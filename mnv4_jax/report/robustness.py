@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from input_pipeline.decode import decode
 from input_pipeline.sources import Source
+from input_pipeline.transforms import Transform
 from mnv4_jax.detector import scoring
 from mnv4_jax.measure import calibration, metrics
 from mnv4_jax.measure.corruptions import CORRUPTIONS, corrupt, encode_jpeg
@@ -73,7 +74,7 @@ def sweep(
     model: nnx.Module,
     source: Source,
     picks: Sequence[int],
-    data_config: Any,
+    transform: Transform,
     mesh: Mesh,
     *,
     temperature: float,
@@ -92,7 +93,7 @@ def sweep(
       [len(source)], if given).
     """
     damaged = Damaged(source, picks)
-    scores = scoring.score_source(model, damaged, data_config, mesh, description="damaged")
+    scores = scoring.score_source(model, damaged, transform, mesh, description="damaged")
     rows = []
     for i, (kind, level) in enumerate(damaged.damages):
         here = scores.index // len(picks) == i

@@ -16,11 +16,11 @@ from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.decode import DeserializeMethod
 from tensorflow_datasets.proto import tf_example_pb2
 
-from configs import small
 from input_pipeline import demo, faces, prepare, sources
 from input_pipeline.batches import train_batches
 from input_pipeline.cli import UserError
 from input_pipeline.prepared import builder
+from input_pipeline.transforms import Transform
 from tests.pictures import write_set
 
 LEAKED = "Train/Fake/5.jpg"  # the same bytes as Test/Real/0.jpg
@@ -122,12 +122,11 @@ def test_a_run_on_the_set_and_on_the_folder_sees_the_same_batches(folder, tmp_pa
     intact, out = tmp_path / "intact", tmp_path / "out"
     shutil.copytree(folder, intact, ignore=shutil.ignore_patterns("broken.jpg"))
     run(f"--source={intact}", f"--out={out}")
-    config = small.get_config().data
-    config.image_size = 32
+    transform = Transform(size=32, shorter_px=37, crop="resize")
     batches = []
     for data_dir in (intact, out):
         source = sources.open_source(str(data_dir), "Train")
-        with train_batches(source, config, batch_size=8, seed=3) as iterator:
+        with train_batches(source, transform, batch_size=8, seed=3) as iterator:
             batches.append([next(iterator) for _ in range(3)])
     for from_folder, from_set in zip(*batches, strict=True):
         for key in ("image", "label", "position", "index"):

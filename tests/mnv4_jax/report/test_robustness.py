@@ -7,7 +7,8 @@ from sklearn.metrics import roc_auc_score
 
 from input_pipeline.decode import decode
 from input_pipeline.sources import open_source
-from mnv4_jax.detector import saved, scoring
+from mnv4_jax.config import eval_transform
+from mnv4_jax.detector import saved
 from mnv4_jax.detector.detector import Detector
 from mnv4_jax.measure import corruptions
 from mnv4_jax.report import robustness
@@ -45,9 +46,9 @@ def test_a_picture_too_large_for_a_jpeg_costs_only_itself(run, portraits, tmp_pa
             return cv2.imencode(".png", strip)[1].tobytes()
 
     loaded = saved.load(run)
-    config = scoring.evaluation_config(loaded.config.data)
+    transform = eval_transform(loaded.config.data)
     rows = robustness.sweep(
-        loaded.model, Wide(), range(4), config, make_mesh(), temperature=1, threshold=0.5
+        loaded.model, Wide(), range(4), transform, make_mesh(), temperature=1, threshold=0.5
     )
     assert all(np.isfinite(row["auc"]["value"]) for row in rows)
 
@@ -63,9 +64,9 @@ def test_half_of_the_choice_is_fake_where_there_are_as_many():
 def test_the_sweep_scores_each_damage(run, source):
     loaded = saved.load(run)
     picks = robustness.choose(source.labels[:-1], np.arange(24), 8)
-    config = scoring.evaluation_config(loaded.config.data)
+    transform = eval_transform(loaded.config.data)
     rows = robustness.sweep(
-        loaded.model, source, picks, config, make_mesh(), temperature=1.0, threshold=0.5
+        loaded.model, source, picks, transform, make_mesh(), temperature=1.0, threshold=0.5
     )
     assert [(row["kind"], row["level"]) for row in rows[1:]] == [
         (kind, level) for kind, c in corruptions.CORRUPTIONS.items() for level in c.levels
