@@ -41,7 +41,7 @@ def bare_loop(files: list[bytes] | FileSource, n: int, threads: int) -> float:
     def run(first: int) -> None:
         for i in range(first, n, threads):
             i %= len(files)
-            simplejpeg.decode_jpeg(files[i] if isinstance(files, list) else files.read(i))
+            simplejpeg.decode_jpeg(files[i] if isinstance(files, list) else files.encoded(i))
 
     with ThreadPoolExecutor(threads) as pool:
         start = time.perf_counter()
@@ -153,7 +153,7 @@ def main() -> None:
             source = FileSource(paths, found.labels)
         else:
             source = _write_noise(scratch)
-        in_memory = [source.read(i) for i in range(len(source))]
+        in_memory = [source.encoded(i) for i in range(len(source))]
         n, batch, threads = args.images, args.batch, args.threads
         rows = {
             "simplejpeg in a bare loop, bytes in memory": lambda: bare_loop(in_memory, n, threads),

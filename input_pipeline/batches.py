@@ -19,7 +19,7 @@ from absl import flags
 from input_pipeline import blending, mixtures, transforms
 from input_pipeline import order as order_lib
 from input_pipeline.cli import UserError
-from input_pipeline.decode import DecodeError, decode
+from input_pipeline.decode import DecodeError
 from input_pipeline.gather import gather
 from input_pipeline.slots import Slots
 from input_pipeline.sources import Source
@@ -306,7 +306,7 @@ class _LoadEval:
 
 def _read(source: Source, index: int, bad: list[tuple[str, str]]) -> np.ndarray | None:
     try:
-        return decode(source.read(index))
+        return source.read(index)
     except (DecodeError, OSError) as error:
         bad.append((source.ids[index], str(error)))
         return None

@@ -5,13 +5,12 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from input_pipeline import sources
 from input_pipeline.batches import OnBad
-from input_pipeline.decode import to_rgb
+from input_pipeline.decode import check_size, decode, to_rgb
 from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import saved, scoring
 from mnv4_jax.measure import calibration
@@ -137,14 +136,14 @@ class Pictures:
     def __len__(self) -> int:
         return len(self._images)
 
-    def read(self, i: int) -> bytes:
+    def read(self, i: int) -> np.ndarray:
         image = self._images[i]
-        if isinstance(image, bytes | bytearray | memoryview):
-            return bytes(image)
         if isinstance(image, str | os.PathLike):
             if os.path.isdir(image):
                 raise OSError("no picture in this folder")
-            return pathlib.Path(image).read_bytes()
+            image = pathlib.Path(image).read_bytes()
+        if isinstance(image, bytes | bytearray | memoryview):
+            return decode(bytes(image))
         if isinstance(image, Image.Image):
             if image.mode[0] in "IF":  # the value range of these modes is unknown
                 raise OSError(f"a Pillow picture of mode {image.mode}: scale it to L or RGB first")
@@ -154,4 +153,5 @@ class Pictures:
             image = np.repeat(image[:, :, None], 3, axis=2)
         if not image.size or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise OSError(f"{image.dtype} {image.shape} is neither uint8 [H, W, 3] nor [H, W]")
-        return cv2.imencode(".bmp", image[..., ::-1])[1].tobytes()  # lossless and fast
+        check_size(*image.shape[:2])
+        return image

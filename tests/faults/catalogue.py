@@ -202,7 +202,7 @@ FAULTS = [
     *_of(
         "mnv4_jax/report/robustness.py",
         ("false alarms among fakes", "alarms = called[labels == metrics.REAL]", "alarms = called[labels == metrics.FAKE]", ROBUSTNESS),
-        ("undamaged pictures in the sweep", "damaged = corrupt(decode(data), kind, level, seed=self._picks[pick])", "damaged = decode(data)", ROBUSTNESS),
+        ("undamaged pictures in the sweep", "return corrupt(pixels, kind, level, seed=self._picks[pick])", "return pixels", ROBUSTNESS),
     ),
     *_of(
         "mnv4_jax/measure/metrics.py",

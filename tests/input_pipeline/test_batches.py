@@ -66,7 +66,7 @@ def test_batches_hold_the_pictures_they_name_across_the_end_of_an_epoch(source):
         np.testing.assert_array_equal(batch["position"], 4 * k + np.arange(4))
         np.testing.assert_array_equal(batch["label"], source.labels[batch["index"]])
         for image, index in zip(batch["image"], batch["index"], strict=True):
-            np.testing.assert_array_equal(image, decode(source.read(index)))
+            np.testing.assert_array_equal(image, decode(source.encoded(index)))
         seen += batch["index"].tolist()
         types = {key: value.dtype.name for key, value in batch.items()}
         assert types == {"image": "uint8", "label": "int32", "position": "uint32", "index": "int32"}
@@ -174,7 +174,7 @@ def test_evaluation_sees_every_picture_once_on_equally_many_batches(source, proc
             np.testing.assert_array_equal(batch["label"][mask], source.labels[batch["index"][mask]])
             assert not batch["image"][~mask].any() and (batch["index"][~mask] == -1).all()
             for image, index in zip(batch["image"][mask], batch["index"][mask], strict=True):
-                np.testing.assert_array_equal(image, decode(source.read(index)))
+                np.testing.assert_array_equal(image, decode(source.encoded(index)))
             seen += batch["index"][mask].tolist()
     assert counts == {-(-10 // batch_size)} and sorted(seen) == list(range(10))
 

@@ -42,7 +42,7 @@ def test_a_mixture_holds_the_pictures_of_all_sets(data_dir):
         name, path = mixture.ids[i].split("/", 1)
         folder = data_dir.split(",")["abc".index(name)]
         with open(f"{folder}/{path}", "rb") as file:
-            assert mixture.read(i) == file.read()
+            assert mixture.encoded(i) == file.read()
 
 
 def test_classes_are_balanced_and_sets_drawn_by_the_square_root_of_their_size(data_dir):
