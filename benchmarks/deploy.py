@@ -63,7 +63,8 @@ def prepare(checkpoint_path, data, folder):
     from input_pipeline.batches import eval_batches
     from input_pipeline.sources import open_source
     from mnv4_jax import convert
-    from mnv4_jax.detector import saved, scoring
+    from mnv4_jax.config import eval_transform
+    from mnv4_jax.detector import saved
     from mnv4_jax.export import onnx as onnx_export
     from mnv4_jax.export import stablehlo
 
@@ -79,9 +80,7 @@ def prepare(checkpoint_path, data, folder):
     every = max(1, len(source) // PICTURES)
     images = [
         image
-        for batch in eval_batches(
-            source, scoring.evaluation_config(loaded.config.data), batch_size=PICTURES
-        )
+        for batch in eval_batches(source, eval_transform(loaded.config.data), batch_size=PICTURES)
         for image in batch["image"][batch["mask"]]
     ]
     pictures = np.stack(images[::every][:PICTURES])

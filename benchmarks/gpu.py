@@ -305,6 +305,7 @@ def fed_steps(rows, tiny):
     from absl import flags
 
     from input_pipeline import batches, sources
+    from mnv4_jax.config import train_transform
     from mnv4_jax.runtime.mesh import make_mesh, put_batch
 
     size, batch, n_files = (32, 4, 16) if tiny else (SIZE, 512, 4096)
@@ -312,6 +313,7 @@ def fed_steps(rows, tiny):
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes ask for one
     config.data.dir = draw_jpegs(n_files, size + 32)
     source = sources.open_source(config.data.dir, "Train")
+    transform = train_transform(config.data)
     mesh = make_mesh(jax.devices()[:1])
     compiled, state, _ = make_step(config)
     box = [state]
@@ -326,12 +328,13 @@ def fed_steps(rows, tiny):
 
     # Threads queue for the GIL, processes copy: 0 threads is one a core.
     for threads, workers in ((0, 0), (0, 12), (8, 0), (4, 0), (0, 4), (2, 12)):
-        config.data.update(threads=threads, workers=workers)
 
-        def run():
+        def run(threads=threads, workers=workers):
             alone = median_s(lambda: one(resident), finish, repeats=10)
             n = 2 if tiny else 24
-            with batches.train_batches(source, config.data, batch_size=batch, seed=0) as feed:
+            with batches.train_batches(
+                source, transform, batch_size=batch, seed=0, threads=threads, workers=workers
+            ) as feed:
                 for _ in range(4):  # threads and buffers fill
                     next(feed)
                 start = time.perf_counter()

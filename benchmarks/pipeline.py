@@ -22,13 +22,13 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from configs import small
 from input_pipeline import cli
 from input_pipeline import slots as slots_lib
-from input_pipeline.batches import shorter_side, train_batches
+from input_pipeline.batches import train_batches
 from input_pipeline.sources import FileSource, open_source
+from input_pipeline.transforms import Transform
 
-CROP_PX = 224
+CROP_PX, SIDE_PX = 224, 256  # of a crop, of a picture
 _LARGE = 512  # pictures per batch, as for an accelerator
 
 
@@ -41,7 +41,7 @@ def bare_loop(files: list[bytes] | FileSource, n: int, threads: int) -> float:
     def run(first: int) -> None:
         for i in range(first, n, threads):
             i %= len(files)
-            simplejpeg.decode_jpeg(files[i] if isinstance(files, list) else files.read(i))
+            simplejpeg.decode_jpeg(files[i] if isinstance(files, list) else files.encoded(i))
 
     with ThreadPoolExecutor(threads) as pool:
         start = time.perf_counter()
@@ -51,24 +51,22 @@ def bare_loop(files: list[bytes] | FileSource, n: int, threads: int) -> float:
 
 def project(source: FileSource, n: int, batch_size: int, threads: int, workers: int) -> float:
     """Images/s of `train_batches` after all its threads have started."""
-    config = small.get_config().data
-    config.update(crop="native", image_size=CROP_PX, threads=threads, workers=workers)
-    with train_batches(source, config, batch_size=batch_size, seed=0) as batches:
+    arguments = {"batch_size": batch_size, "seed": 0, "threads": threads, "workers": workers}
+    with train_batches(source, Transform(CROP_PX, SIDE_PX, "native"), **arguments) as batches:
         return _rate(batches, n, batch_size, warm_up=2 * threads + 2 * workers + 2)
 
 
 def cached(source: FileSource, n: int, batch_size: int, threads: int) -> float:
     """Images/s of `train_batches` from a warm cache of decoded pictures."""
-    config = small.get_config().data
-    config.update(image_size=CROP_PX, threads=threads)
-    slots = slots_lib.open_for(source, shorter_side(config), "host", 0.0, lambda line: None)
-    arguments = {"batch_size": batch_size, "seed": 0, "slots": slots}
+    transform = Transform(CROP_PX, SIDE_PX, "resize")
+    slots = slots_lib.open_for(source, SIDE_PX, "host", 0.0, lambda line: None)
+    arguments = {"batch_size": batch_size, "seed": 0, "threads": threads, "slots": slots}
     if slots.filled() < len(source):
-        with train_batches(source, config, **arguments) as batches:
+        with train_batches(source, transform, **arguments) as batches:
             for _ in range(-(-len(source) // batch_size)):
                 next(batches)
     slots.complete()  # checks every slot, like the first epoch of a run
-    with train_batches(source, config, **arguments) as batches:
+    with train_batches(source, transform, **arguments) as batches:
         return _rate(batches, n, batch_size, warm_up=2 * threads + 2)
 
 
@@ -155,7 +153,7 @@ def main() -> None:
             source = FileSource(paths, found.labels)
         else:
             source = _write_noise(scratch)
-        in_memory = [source.read(i) for i in range(len(source))]
+        in_memory = [source.encoded(i) for i in range(len(source))]
         n, batch, threads = args.images, args.batch, args.threads
         rows = {
             "simplejpeg in a bare loop, bytes in memory": lambda: bare_loop(in_memory, n, threads),

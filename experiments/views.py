@@ -6,13 +6,15 @@ Logits of the views are averaged. All views are as large as a training crop, exc
 picture.
 """
 
+import dataclasses
 import functools
 
 import numpy as np
 
 from input_pipeline import cli
-from input_pipeline.batches import eval_batches, shorter_side
+from input_pipeline.batches import eval_batches
 from input_pipeline.sources import open_source
+from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import saved, scoring
 from mnv4_jax.measure.metrics import binary_metrics
 from mnv4_jax.runtime import compilation_cache
@@ -55,13 +57,13 @@ def main() -> None:
     args = parser.parse_args()
     compilation_cache.enable()
     loaded = saved.load(args.checkpoint)
-    config = scoring.evaluation_config(loaded.config.data)
-    size = config.image_size
-    config.eval_image_size = shorter_side(config)
+    size = loaded.config.data.image_size
+    transform = eval_transform(loaded.config.data)
+    transform = dataclasses.replace(transform, size=transform.shorter_px)
     mesh = make_mesh()
 
     def logits(source, view):
-        with eval_batches(source, config, batch_size=16) as batches:
+        with eval_batches(source, transform, batch_size=16) as batches:
             seen = (b | {"image": np.ascontiguousarray(view(b["image"], size))} for b in batches)
             return scoring.score(loaded.model, seen, mesh)
 

@@ -10,7 +10,7 @@ import functools
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -19,10 +19,11 @@ from absl import flags
 from input_pipeline import blending, mixtures, transforms
 from input_pipeline import order as order_lib
 from input_pipeline.cli import UserError
-from input_pipeline.decode import DecodeError, decode
+from input_pipeline.decode import DecodeError
 from input_pipeline.gather import gather
 from input_pipeline.slots import Slots
 from input_pipeline.sources import Source
+from input_pipeline.transforms import Transform
 
 Batch = dict[str, np.ndarray]
 OnBad = Callable[[str, str], None]
@@ -64,13 +65,18 @@ class Batches:
 
 def train_batches(
     source: Source,
-    data_config,
+    transform: Transform,
     *,
     batch_size: int,
     seed: int,
     start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    blended: float = 0.0,
+    weights: Sequence[float] = (),
+    balance: bool = True,
+    threads: int = 0,
+    workers: int = 0,
     on_bad: OnBad | None = None,
     slots: Slots | None = None,
     resident: bool = False,
@@ -79,12 +85,16 @@ def train_batches(
 
     Args:
         source: the pictures.
-        data_config: `config.data`.
+        transform: what is cut out of a picture.
         batch_size: of the global batch; this process gets rows [p*b, (p+1)*b), b = batch_size /
             process_count.
         seed: of the order, the crops and the damage; 0 to 2**32 - 1.
         start: number of the first global batch to yield.
         process_index, process_count: this process among those that share the run.
+        blended: share of the fakes that are made from real pictures, see `blending`.
+        weights, balance: of a mixture's sets and classes, see `mixtures.Order`.
+        threads: that load batches, per process; 0: one per core, at most 16 in all.
+        workers: processes that load batches; 0: threads only.
         on_bad: called once with (id, reason) for each picture that cannot be read; the next picture
             of the source replaces it.
         slots: where decoded pictures are kept; the batches are the same without it.
@@ -99,75 +109,60 @@ def train_batches(
     """
     rows = _rows(batch_size, process_count)
     if isinstance(source, mixtures.Mixture):
-        order_of = mixtures.Order(source, seed, data_config.weights, data_config.balance)
+        order_of = mixtures.Order(source, seed, weights, balance)
     else:
         order_of = functools.partial(order_lib.order, seed, len(source))
     load = _LoadTrain(
         source=source,
         order=order_of,
-        transform=_train_transform(data_config),
-        memory=_Memory((rows, data_config.image_size, data_config.image_size, 3)),
+        transform=transform,
+        memory=_Memory((rows, transform.size, transform.size, 3)),
         seed=seed,
         batch_size=batch_size,
         first_row=process_index * rows,
         rows=rows,
-        blended=data_config.blended,
+        blended=blended,
         slots=slots,
         resident=resident,
         reals=np.flatnonzero(np.asarray(source.labels) == 1),
     )
     # Positions are uint32: at 10,000 images/s, five days of training.
     batches = grain.MapDataset.range(2**32 // batch_size)[start:].map(load)
-    return Batches(_iterate(batches, data_config), on_bad)
+    return Batches(_iterate(batches, threads, workers), on_bad)
 
 
 def eval_batches(
     source: Source,
-    data_config,
+    transform: Transform,
     *,
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
+    threads: int = 0,
+    workers: int = 0,
     on_bad: OnBad | None = None,
     least_px: int = 0,
 ) -> Batches:
     """Every picture exactly once over all processes, in the source's order, undamaged.
 
-    Same arguments and keys as `train_batches`; images have side `evaluation_side`. "mask" [b] bool
-    is False for a row without a picture: past the end (index -1), unreadable, or refused. "refused"
-    [b] int32 is the reason for the last case: the shorter side in px if it is below `least_px`,
-    `ONE_COLOUR` if the middle of the picture has only one colour; otherwise 0. `least_px` 0 refuses
-    nothing. All processes get the same number of batches.
+    Same arguments and keys as `train_batches`. "mask" [b] bool is False for a row without a
+    picture: past the end (index -1), unreadable, or refused. "refused" [b] int32 is the reason for
+    the last case: the shorter side in px if it is below `least_px`, `ONE_COLOUR` if the middle of
+    the picture has only one colour; otherwise 0. `least_px` 0 refuses nothing. All processes get
+    the same number of batches.
     """
-    size = evaluation_side(data_config)
     rows = _rows(batch_size, process_count)
     load = _LoadEval(
         source=source,
-        transform=eval_transform(data_config),
-        memory=_Memory((rows, size, size, 3)),
+        transform=transform,
+        memory=_Memory((rows, transform.size, transform.size, 3)),
         batch_size=batch_size,
         first_row=process_index * rows,
         rows=rows,
         least_px=least_px,
     )
     batches = grain.MapDataset.range(-(-len(source) // batch_size)).map(load)
-    return Batches(_iterate(batches, data_config), on_bad)
-
-
-def shorter_side(data_config) -> int:
-    """The px that a picture's shorter side is scaled to before the crop; see `transforms`."""
-    if data_config.crop == "resize":
-        return round(data_config.image_size / data_config.crop_pct)
-    return data_config.max_px
-
-
-def evaluation_side(data_config) -> int:
-    """Side in px of the pictures that are scored: by default that of training.
-
-    A larger part of a picture is not better: the maps of the last stage get another size, the share
-    of padding in them changes, and so does the mean for fakes (docs/RESULTS.md).
-    """
-    return data_config.eval_image_size or data_config.image_size
+    return Batches(_iterate(batches, threads, workers), on_bad)
 
 
 class _Memory:
@@ -198,7 +193,7 @@ class _Memory:
 class _LoadTrain:
     source: Source
     order: Callable[[np.ndarray], np.ndarray]  # [b] positions -> [b] indices
-    transform: transforms.Transform
+    transform: Transform
     memory: _Memory
     seed: int
     batch_size: int
@@ -277,7 +272,7 @@ class _LoadTrain:
 @dataclasses.dataclass(frozen=True)
 class _LoadEval:
     source: Source
-    transform: transforms.Transform
+    transform: Transform
     memory: _Memory
     batch_size: int
     first_row: int
@@ -311,7 +306,7 @@ class _LoadEval:
 
 def _read(source: Source, index: int, bad: list[tuple[str, str]]) -> np.ndarray | None:
     try:
-        return decode(source.read(index))
+        return source.read(index)
     except (DecodeError, OSError) as error:
         bad.append((source.ids[index], str(error)))
         return None
@@ -323,40 +318,21 @@ def _rows(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def eval_transform(data_config) -> transforms.Transform:
-    """Reads no field that only training needs: an older checkpoint's config may lack it."""
-    return transforms.Transform(
-        size=evaluation_side(data_config),
-        shorter_px=shorter_side(data_config),
-        crop=data_config.crop,
-    )
-
-
-def _train_transform(data_config) -> transforms.Transform:
-    # A plain object: a ConfigDict takes microseconds per look-up, several times per picture.
-    return transforms.Transform(
-        size=data_config.image_size,
-        shorter_px=shorter_side(data_config),
-        crop=data_config.crop,
-        zoom=tuple(data_config.zoom),
-    )
-
-
 def _cores() -> int:
     """The cores that this process may use; under taskset or SLURM fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _iterate(batches: grain.MapDataset, data_config) -> grain.DatasetIterator:
+def _iterate(batches: grain.MapDataset, threads: int, workers: int) -> grain.DatasetIterator:
     """Loads batches ahead of the caller, one batch per thread."""
     # More threads than cores are slower: they queue for the GIL (docs/PERFORMANCE.md). At most 16,
     # since each holds two batches.
-    threads = data_config.threads or max(1, min(_cores(), 16) // max(1, data_config.workers))
+    threads = threads or max(1, min(_cores(), 16) // max(1, workers))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)
     dataset = batches.to_iter_dataset(read_options=options)
-    if data_config.workers:
+    if workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers read flags; only `main` parses them
             flags.FLAGS.mark_as_parsed()
-        workers = grain.MultiprocessingOptions(data_config.workers, per_worker_buffer_size=1)
-        dataset = dataset.mp_prefetch(workers)
+        processes = grain.MultiprocessingOptions(workers, per_worker_buffer_size=1)
+        dataset = dataset.mp_prefetch(processes)
     return iter(dataset)

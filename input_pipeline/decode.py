@@ -51,7 +51,7 @@ def decode(data: bytes) -> np.ndarray:
     try:
         if data[:3] == b"\xff\xd8\xff":
             height, width, components, has_exif = _jpeg_header(data)
-            _check_size(height, width)
+            check_size(height, width)
             if components in (1, 3):  # Pillow decodes CMYK, and files with an unknown header
                 pixels = simplejpeg.decode_jpeg(data)
                 return _upright(pixels, data) if has_exif else pixels
@@ -64,14 +64,15 @@ def decode(data: bytes) -> np.ndarray:
         raise DecodeError(str(error) or type(error).__name__) from error
 
 
-def _check_size(height: int, width: int) -> None:
+def check_size(height: int, width: int) -> None:
+    """Raises DecodeError for a picture of more than MAX_PIXELS."""
     if height * width > MAX_PIXELS:
         raise DecodeError(f"{width}×{height} px are more than the {MAX_PIXELS:,} pixels allowed")
 
 
 def _decode_other(data: bytes) -> np.ndarray:
     with _open(data) as image:
-        _check_size(image.height, image.width)
+        check_size(image.height, image.width)
         image.load()  # raises where the file is cut short
         # Read it after loading: loading already rotates some (TIFF) and then removes the tag.
         orientation = image.getexif().get(_ORIENTATION, 1)

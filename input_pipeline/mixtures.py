@@ -42,13 +42,22 @@ class Mixture:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, i: int) -> bytes:
-        part = self.set_of[i]
-        return self._parts[part].read(int(i - self._first[part]))
+    def read(self, i: int) -> np.ndarray:
+        part, place = self._find(i)
+        return part.read(place)
+
+    def encoded(self, i: int) -> bytes:
+        part, place = self._find(i)
+        return part.encoded(place)
 
     def stamp(self, i: int) -> bytes:
+        part, place = self._find(i)
+        return part.stamp(place)
+
+    def _find(self, i: int) -> tuple:
+        """The source of picture `i`, and its index there."""
         part = self.set_of[i]
-        return self._parts[part].stamp(int(i - self._first[part]))
+        return self._parts[part], int(i - self._first[part])
 
     @functools.cached_property
     def groups(self) -> list[str] | None:

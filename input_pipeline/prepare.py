@@ -300,7 +300,7 @@ def _scan(
         if printable(source.ids[i]) != source.ids[i]:
             return "its name is not UTF-8"
         try:
-            data = source.read(i)
+            data = source.encoded(i)
             return len(data), leaks.fingerprint(data)
         except (DecodeError, OSError) as error:
             return " ".join(str(error).split())

@@ -1,6 +1,6 @@
-"""Where encoded pictures come from: an image folder, a prepared TFDS set, the demo set, a list.
+"""Where pictures come from: an image folder, a prepared TFDS set, the demo set, a list of files.
 
-Every source allows random access and returns the file's bytes; `decode` decodes them.
+Every source allows random access.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import numpy as np
 
 from input_pipeline import listing, mixtures
 from input_pipeline.cli import UserError
+from input_pipeline.decode import decode
 
 SPLITS = ("Train", "Validation", "Test")
 _ALSO_CALLED = {"Val": "Validation", "Valid": "Validation", "Training": "Train", "Testing": "Test"}
@@ -44,8 +45,12 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, i: int) -> bytes:
-        """The encoded picture `i`. Raises OSError if it cannot be read."""
+    def read(self, i: int) -> np.ndarray:
+        """[H, W, 3] uint8 RGB, picture `i`. Raises DecodeError or OSError if it cannot be read."""
+        ...
+
+    def encoded(self, i: int) -> bytes:
+        """The file of picture `i`; only a source of files has it. Raises OSError."""
         ...
 
     def stamp(self, i: int) -> bytes:
@@ -93,7 +98,10 @@ class FileSource:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def read(self, i: int) -> bytes:
+    def read(self, i: int) -> np.ndarray:
+        return decode(self.encoded(i))
+
+    def encoded(self, i: int) -> bytes:
         # os.read instead of open(): it takes a third of the time, all of it under the GIL.
         descriptor = os.open(self._paths[i], os.O_RDONLY)
         try:
@@ -185,8 +193,11 @@ class Subset:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def read(self, i: int) -> bytes:
+    def read(self, i: int) -> np.ndarray:
         return self._source.read(int(self._indices[i]))
+
+    def encoded(self, i: int) -> bytes:
+        return self._source.encoded(int(self._indices[i]))
 
     def stamp(self, i: int) -> bytes:
         return self._source.stamp(int(self._indices[i]))

@@ -21,7 +21,7 @@ FLAT_LEVELS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """The fields of `config.data` that determine how a picture is scaled and cropped.
+    """What is cut out of a picture, and at which scale.
 
     Attributes:
         size: px, side of the square result.

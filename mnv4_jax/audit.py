@@ -21,7 +21,7 @@ from input_pipeline.batches import train_batches
 from input_pipeline.cli import UserError
 from input_pipeline.faces import FaceFinder, largest
 from input_pipeline.mixtures import Mixture
-from mnv4_jax.config import parse_flags
+from mnv4_jax.config import parse_flags, train_transform
 from mnv4_jax.models.weights import to_float
 from mnv4_jax.training.augment import vary
 
@@ -105,7 +105,7 @@ def told_apart(fakes: np.ndarray, reals: np.ndarray) -> float:
 
 def collect(config: ConfigDict, source: Mixture, n: int) -> dict[tuple[str, int], list]:
     """{(set, label): up to n augmented crops [S, S, 3] uint8}; without fakes made by blending."""
-    config.data.blended = 0.0
+    data = config.data
     step = jax.jit(lambda images, position: vary(to_float(images), position, config))
     cells = {
         (source.names[s], int(label)): []
@@ -114,7 +114,14 @@ def collect(config: ConfigDict, source: Mixture, n: int) -> dict[tuple[str, int]
         )
     }
     with train_batches(
-        source, config.data, batch_size=config.train.batch_size, seed=config.seed
+        source,
+        train_transform(data),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        weights=data.weights,
+        balance=data.balance,
+        threads=data.threads,
+        workers=data.workers,
     ) as batches:
         for _ in range(_MOST_BATCHES):
             batch = next(batches)

@@ -1,5 +1,6 @@
-"""Turns the command line into a valid config, or a one-line error."""
+"""Turns the command line into a valid config, or a one-line error; and a config into transforms."""
 
+import dataclasses
 import difflib
 import functools
 import math
@@ -10,6 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from input_pipeline.cli import UserError
+from input_pipeline.transforms import Transform
 
 _CHOICES = {
     "data.crop": ("native", "resize"),
@@ -218,3 +220,23 @@ def _are_numbers(values) -> bool:
 
 def _get(config: ConfigDict, field: str):
     return functools.reduce(lambda section, name: section[name], field.split("."), config)
+
+
+def train_transform(data: ConfigDict) -> Transform:
+    """The crops for training that `config.data` describes."""
+    return dataclasses.replace(eval_transform(data), size=data.image_size, zoom=tuple(data.zoom))
+
+
+def eval_transform(data: ConfigDict) -> Transform:
+    """The part of a picture that is scored: by default as large as a crop for training.
+
+    A larger part is not better: the maps of the last stage get another size, the share of padding
+    in them changes, and so does the mean for fakes (docs/RESULTS.md). Reads no field that only
+    training needs: an older checkpoint's config may lack it.
+    """
+    scaled = data.crop == "resize"
+    return Transform(
+        size=data.eval_image_size or data.image_size,
+        shorter_px=round(data.image_size / data.crop_pct) if scaled else data.max_px,
+        crop=data.crop,
+    )

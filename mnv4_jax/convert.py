@@ -20,7 +20,8 @@ from safetensors.numpy import save
 from input_pipeline import cli
 from input_pipeline.cli import UserError
 from mnv4_jax import defaults
-from mnv4_jax.detector import saved, scoring, weight_files
+from mnv4_jax.config import eval_transform
+from mnv4_jax.detector import saved, weight_files
 from mnv4_jax.models import timm_keys
 
 
@@ -140,7 +141,7 @@ def to_torch(loaded: saved.Checkpoint) -> bytes:
         "model": config.model.name,
         "labels": loaded.labels,
         "normalisation": {"mean": mean, "std": std},
-        "image_size": scoring.evaluation_config(config.data).eval_image_size,
+        "image_size": eval_transform(config.data).size,
         "gabor": json.loads(config.gabor.to_json_best_effort()),
         "calibration": loaded.calibration,
         "step": loaded.step,

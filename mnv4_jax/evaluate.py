@@ -14,8 +14,8 @@ from typing import Any
 import jax
 
 from input_pipeline import cli, sources
-from input_pipeline.batches import evaluation_side
 from input_pipeline.cli import UserError
+from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import saved
 from mnv4_jax.report import one_class
 from mnv4_jax.report.judge import AttackPlan, judge, run_facts
@@ -124,7 +124,7 @@ def _attack_plan(args, loaded: saved.Checkpoint) -> AttackPlan | None:
     other = None
     if args.attack_transfer:
         other = saved.load(args.attack_transfer)
-        mine, theirs = (evaluation_side(x.config.data) for x in (loaded, other))
+        mine, theirs = (eval_transform(x.config.data).size for x in (loaded, other))
         if mine != theirs:
             raise UserError(
                 f"--attack_transfer={args.attack_transfer}: sees pictures of {theirs} px and"

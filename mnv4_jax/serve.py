@@ -42,7 +42,7 @@ def main() -> None:
     facts = Facts(
         labels=("fake", "real"),
         thresholds=detector.thresholds,
-        image_size_px=detector.data_config.image_size,
+        image_size_px=detector.config.data.image_size,
         faces=args.checkpoint is None,
         versions={name: importlib.metadata.version(name) for name in packages},
         card="docs/MODEL_CARD.md" if args.checkpoint is None else "",

@@ -126,7 +126,7 @@ class DeepfakeFaces(tfds.core.GeneratorBasedBuilder):
             yield (
                 key,
                 {
-                    "image": split.source.read(position),
+                    "image": split.source.encoded(position),
                     "label": int(split.source.labels[position]),
                     "id": split.source.ids[position],
                     "group": groups[key] if groups else "",
@@ -191,6 +191,6 @@ def write_shard(path: str, part: Source, groups: Sequence[str] | None) -> None:
     writer = array_record_module.ArrayRecordWriter(draft, "group_size:1")  # as TFDS writes them
     for i, name in enumerate(part.ids):
         group = groups[i] if groups else ""
-        writer.write(record(part.read(i), int(part.labels[i]), name, group))
+        writer.write(record(part.encoded(i), int(part.labels[i]), name, group))
     writer.close()
     os.replace(draft, path)

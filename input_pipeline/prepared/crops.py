@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 from PIL import Image
 
-from input_pipeline.decode import DecodeError, decode
+from input_pipeline.decode import DecodeError
 from input_pipeline.faces import FaceFinder, largest
 from input_pipeline.sources import CLASSES, Source
 
@@ -51,7 +51,7 @@ def write(
             if not file.exists():
                 if not hasattr(finders, "find"):
                     finders.find = FaceFinder()  # one per thread: it keeps its last input
-                face = largest(finders.find(decode(source.read(i))))
+                face = largest(finders.find(source.read(i)))
                 if face is None:
                     return f"{source.ids[i]}\tno face found"
                 _save(file, face.pixels)

@@ -51,7 +51,7 @@ def look(part: FileSource, groups: list[str] | None, first: int, thumbnails: str
             unreadable.append((printable(name), "its name is not UTF-8"))
             continue
         try:
-            data = part.read(i)
+            data = part.encoded(i)
             mark = leaks.fingerprint(data)
         except (DecodeError, OSError) as error:
             unreadable.append((printable(name), " ".join(str(error).split())))

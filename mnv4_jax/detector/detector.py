@@ -5,13 +5,13 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from input_pipeline import sources
 from input_pipeline.batches import OnBad
-from input_pipeline.decode import to_rgb
+from input_pipeline.decode import check_size, decode, to_rgb
+from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import saved, scoring
 from mnv4_jax.measure import calibration
 from mnv4_jax.runtime import compilation_cache
@@ -45,7 +45,8 @@ class Detector:
         compilation_cache.enable()
         loaded = saved.load(path, raw=raw)
         self.model = loaded.model
-        self.data_config = scoring.evaluation_config(loaded.config.data)
+        self.config = loaded.config
+        self.transform = eval_transform(loaded.config.data)
         fitted = loaded.calibration or {}
         self.temperature: float = fitted.get("temperature", 1.0)
         self.thresholds: dict[str, float] = fitted.get("thresholds", {})  # by false-alarm rate
@@ -107,10 +108,11 @@ class Detector:
         scores = scoring.score_source(
             self.model,
             source,
-            self.data_config,
+            self.transform,
             self._mesh,
+            threads=self.config.data.threads,
             on_bad=on_bad,
-            least_px=scoring.needed_px(self.data_config),
+            least_px=scoring.needed_px(self.transform),
         )
         p_fake = np.full(len(source), np.nan)
         p_fake[scores.index] = calibration.p_fake(scores.logits, self.temperature)
@@ -134,14 +136,14 @@ class Pictures:
     def __len__(self) -> int:
         return len(self._images)
 
-    def read(self, i: int) -> bytes:
+    def read(self, i: int) -> np.ndarray:
         image = self._images[i]
-        if isinstance(image, bytes | bytearray | memoryview):
-            return bytes(image)
         if isinstance(image, str | os.PathLike):
             if os.path.isdir(image):
                 raise OSError("no picture in this folder")
-            return pathlib.Path(image).read_bytes()
+            image = pathlib.Path(image).read_bytes()
+        if isinstance(image, bytes | bytearray | memoryview):
+            return decode(bytes(image))
         if isinstance(image, Image.Image):
             if image.mode[0] in "IF":  # the value range of these modes is unknown
                 raise OSError(f"a Pillow picture of mode {image.mode}: scale it to L or RGB first")
@@ -151,4 +153,5 @@ class Pictures:
             image = np.repeat(image[:, :, None], 3, axis=2)
         if not image.size or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise OSError(f"{image.dtype} {image.shape} is neither uint8 [H, W, 3] nor [H, W]")
-        return cv2.imencode(".bmp", image[..., ::-1])[1].tobytes()  # lossless and fast
+        check_size(*image.shape[:2])
+        return image

@@ -6,7 +6,6 @@ kept signed: its positive part is Grad-CAM for "fake", its negative part Grad-CA
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import cv2
 import jax
@@ -16,6 +15,7 @@ from flax import nnx
 
 from input_pipeline.batches import eval_batches
 from input_pipeline.sources import Source
+from input_pipeline.transforms import Transform
 from mnv4_jax.models.vit import Tokens
 from mnv4_jax.models.weights import to_float
 
@@ -65,13 +65,13 @@ def _explain(graphdef: nnx.GraphDef):
 
 
 def explain_source(
-    model: nnx.Module, source: Source, data_config: Any
+    model: nnx.Module, source: Source, transform: Transform
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yields (index in `source`, picture [S, S, 3] uint8 as the model sees it, its map [h, w]).
 
     Uses only the devices of this process. Skips pictures that cannot be read.
     """
-    with eval_batches(source, data_config, batch_size=8) as batches:
+    with eval_batches(source, transform, batch_size=8) as batches:
         for batch in batches:
             maps = explain(model, batch["image"])
             for row in np.flatnonzero(batch["mask"]):

@@ -15,11 +15,10 @@ import rich.console
 import rich.progress
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from input_pipeline.batches import OnBad, eval_batches, evaluation_side
+from input_pipeline.batches import OnBad, eval_batches
 from input_pipeline.sources import Source
-from input_pipeline.transforms import ONE_COLOUR
+from input_pipeline.transforms import ONE_COLOUR, Transform
 from mnv4_jax.models.weights import eval_step, split
 from mnv4_jax.runtime.mesh import put_batch, replicated
 
@@ -120,10 +119,12 @@ def reason_of(refused: int, least_px: int) -> str:
 def score_source(
     model: nnx.Module,
     source: Source,
-    data_config: ConfigDict,
+    transform: Transform,
     mesh: Mesh,
     *,
     description: str = "",
+    threads: int = 0,
+    workers: int = 0,
     on_bad: OnBad | None = None,
     least_px: int = 0,
     stop: Callable[[], bool] = lambda: False,
@@ -140,10 +141,12 @@ def score_source(
     size = -(-size // mesh.size) * mesh.size
     batches = eval_batches(
         source,
-        data_config,
+        transform,
         batch_size=size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        threads=threads,
+        workers=workers,
         on_bad=on_bad,
         least_px=least_px,
     )
@@ -159,15 +162,7 @@ def score_source(
         return score(model, tracked, mesh, least_px=least_px, stop=stop)
 
 
-def needed_px(data_config: ConfigDict) -> int:
+def needed_px(transform: Transform) -> int:
     """The shorter side that a picture needs for an answer: `LEAST_PX`, or the input size of the
     detector if that is smaller."""
-    return min(LEAST_PX, evaluation_side(data_config))
-
-
-def evaluation_config(data_config: ConfigDict) -> ConfigDict:
-    """A copy of `config.data` as `evaluate` and `predict` use it: one process, a known size."""
-    data_config = data_config.copy_and_resolve_references()
-    data_config.workers = 0
-    data_config.eval_image_size = evaluation_side(data_config)
-    return data_config
+    return min(LEAST_PX, transform.size)

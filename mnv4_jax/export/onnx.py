@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from input_pipeline import listing, sources
 from input_pipeline.batches import eval_batches
 from input_pipeline.cli import UserError
-from mnv4_jax.detector import scoring
+from mnv4_jax.config import eval_transform
 from mnv4_jax.measure import metrics
 
 try:
@@ -224,7 +224,7 @@ def _pixels(model: bytes) -> str:
 
 
 def _batches(source, config: ConfigDict):
-    return eval_batches(source, scoring.evaluation_config(config.data), batch_size=_BATCH)
+    return eval_batches(source, eval_transform(config.data), batch_size=_BATCH)
 
 
 def _calibration_source(folder: str) -> sources.Source:

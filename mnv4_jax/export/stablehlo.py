@@ -9,7 +9,8 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from mnv4_jax.detector import saved, scoring
+from mnv4_jax.config import eval_transform
+from mnv4_jax.detector import saved
 from mnv4_jax.models import weights as weights_lib
 from mnv4_jax.ops import conv
 
@@ -27,7 +28,7 @@ def stablehlo(loaded: saved.Checkpoint, *, pixels: str = "uint8") -> bytes:
       Bytes for `jax.export.deserialize`: [B, S, S, 3] pixels, RGB, any B -> [B] float32,
       calibrated.
     """
-    size = scoring.evaluation_config(loaded.config.data).eval_image_size
+    size = eval_transform(loaded.config.data).size
     temperature = (loaded.calibration or {}).get("temperature", 1.0)
     graphdef, weights = weights_lib.split(loaded.model)
     weights = jax.tree.map(jnp.float32, weights)

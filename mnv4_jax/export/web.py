@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import batches, cache, decode, faces, transforms
+from input_pipeline import cache, decode, faces, transforms
 from input_pipeline.cli import UserError
+from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import saved, scoring, views
 from mnv4_jax.export import onnx as onnx_export
 from mnv4_jax.export.onnx import onnx, onnxruntime
@@ -92,19 +93,19 @@ def build(
 def facts(loaded: saved.Checkpoint, *, find_faces: bool) -> dict[str, Any]:
     """The content of `model.json`: that of the server's `/v1/model`, and every number that the
     scripts share with `input_pipeline`."""
-    data = scoring.evaluation_config(loaded.config.data)
+    transform = eval_transform(loaded.config.data)
     return {
         "labels": loaded.labels,
         "thresholds": (loaded.calibration or {}).get("thresholds", {}),
-        "image_size_px": data.image_size,
+        "image_size_px": loaded.config.data.image_size,
         "faces": find_faces,
         "versions": {"mnv4_jax": importlib.metadata.version("mnv4_jax"), RUNTIME: RUNTIME_VERSION},
         "most_pixels": decode.MAX_PIXELS,
         "view": {
-            "size": batches.evaluation_side(data),
-            "shorter_px": batches.shorter_side(data),
-            "crop": data.crop,
-            "least_px": scoring.needed_px(data),
+            "size": transform.size,
+            "shorter_px": transform.shorter_px,
+            "crop": transform.crop,
+            "least_px": scoring.needed_px(transform),
             "flat_levels": transforms.FLAT_LEVELS,
         },
         "finder": {

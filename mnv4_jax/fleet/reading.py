@@ -62,7 +62,7 @@ def _read_local(path: str) -> bytes | OSError:
             raise OSError("the list has no path here")
         if os.path.isdir(path):
             raise OSError("a folder, not a picture")
-        return FileSource([path]).read(0)
+        return FileSource([path]).encoded(0)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         return _as_os_error(error)
 
@@ -103,7 +103,7 @@ def _opened(url: str):
 
 
 def _from_prepared(entry: Entry) -> bytes:
-    return _prepared(os.fsdecode(entry.source), SPLITS[entry.part]).read(entry.at)
+    return _prepared(os.fsdecode(entry.source), SPLITS[entry.part]).encoded(entry.at)
 
 
 @functools.lru_cache(maxsize=4)

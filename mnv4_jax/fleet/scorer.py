@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from input_pipeline import transforms
-from input_pipeline.batches import eval_transform
 from input_pipeline.cli import UserError
+from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import saved, scoring
 from mnv4_jax.fleet import shards
 from mnv4_jax.measure import calibration
@@ -47,10 +47,9 @@ def describe(checkpoint: str | None, raw: bool) -> Card:
 
 def card_of(loaded: saved.Checkpoint, *, named: bool = True) -> Card:
     """`named`: it was loaded from a path; otherwise it is the shipped detector."""
-    config = scoring.evaluation_config(loaded.config.data)
     fitted = loaded.calibration or {}
-    transform = eval_transform(config)
-    least_px = scoring.needed_px(config)
+    transform = eval_transform(loaded.config.data)
+    least_px = scoring.needed_px(transform)
     hashed = hashlib.blake2b(digest_size=16)
     for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.weights):
         hashed.update(jax.tree_util.keystr(path).encode())

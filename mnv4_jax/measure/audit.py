@@ -66,7 +66,7 @@ def inspect(source: Source) -> tuple[str, dict[str, np.ndarray]]:
 def _inspect_file(source: Source, i: int) -> tuple[str, list[float]]:
     nothing = [np.nan] * len(FEATURES)
     try:
-        data = source.read(i)
+        data = source.encoded(i)
     except OSError:
         return "unreadable", nothing
     digest = hashlib.sha256(data).hexdigest()

@@ -21,7 +21,13 @@ class Corruption(NamedTuple):
 
 
 def jpeg(image: np.ndarray, quality: float, rng: np.random.Generator) -> np.ndarray:
-    """JPEG compression; `quality` as in libjpeg, chroma at half resolution on both axes."""
+    """JPEG compression; `quality` as in libjpeg, chroma at half resolution on both axes.
+
+    Raises:
+      OSError: a side is longer than JPEG allows.
+    """
+    if max(image.shape[:2]) > 65500:
+        raise OSError("larger than a JPEG can be")
     return simplejpeg.decode_jpeg(encode_jpeg(image, quality))
 
 

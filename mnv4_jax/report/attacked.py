@@ -12,6 +12,7 @@ from flax import nnx
 from input_pipeline.batches import eval_batches
 from input_pipeline.decode import decode
 from input_pipeline.sources import Source, Subset
+from input_pipeline.transforms import Transform
 from mnv4_jax.attacks.budget import margin
 from mnv4_jax.attacks.gradient import apgd, fgsm, pgd
 from mnv4_jax.attacks.square import square
@@ -113,11 +114,10 @@ class Attacked:
         return np.concatenate(done)
 
 
-def pixels_of(source: Source, picks: Sequence[int], data_config: Any) -> np.ndarray:
+def pixels_of(source: Source, picks: Sequence[int], transform: Transform) -> np.ndarray:
     """[N, H, W, 3] uint8 of `picks`, as the network gets them."""
     picked = Subset(source, list(picks))
-    batches = eval_batches(picked, data_config, batch_size=1, process_index=0, process_count=1)
-    with batches:
+    with eval_batches(picked, transform, batch_size=1) as batches:
         return np.concatenate([batch["image"].copy() for batch in batches])
 
 

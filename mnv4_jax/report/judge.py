@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from input_pipeline import sources
 from input_pipeline.cli import UserError
+from input_pipeline.transforms import Transform
+from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import saved, scoring
 from mnv4_jax.measure import audit, calibration, metrics
 from mnv4_jax.measure.groups import rates_by_group
@@ -32,7 +33,7 @@ class Judgement:
 
     summary: dict[str, Any]
     source: sources.Source
-    data_config: ConfigDict
+    transform: Transform
     index: np.ndarray  # [N] int32, of the readable pictures in the source
     labels: np.ndarray  # [N] int32
     logits: np.ndarray  # [N, 2] as the model gave them
@@ -60,11 +61,11 @@ def judge(
 ) -> Judgement:
     """Measures everything on one data set. Every process must call it; all get the same result."""
     mesh = make_mesh()
-    data_config = scoring.evaluation_config(loaded.config.data)
+    transform = eval_transform(loaded.config.data)
     name = f"{data or 'demo set'} {split}"
-    least_px = scoring.needed_px(data_config)
+    least_px = scoring.needed_px(transform)
     scores = scoring.score_source(
-        loaded.model, source, data_config, mesh, description=name, least_px=least_px
+        loaded.model, source, transform, mesh, description=name, least_px=least_px
     )
     labels, groups = scores.labels, source.groups
     if not len(labels):
@@ -96,7 +97,7 @@ def judge(
         "data": data or "demo set",
         "split": split,
         "data_digest": f"sha256:{digest}",
-        "eval_image_size_px": data_config.eval_image_size,
+        "eval_image_size_px": transform.size,
         "n": len(labels),
         "n_fake": int((labels == metrics.FAKE).sum()),
         "n_real": int((labels == metrics.REAL).sum()),
@@ -127,7 +128,7 @@ def judge(
             loaded.model,
             source,
             picks,
-            data_config,
+            transform,
             mesh,
             temperature=fitted["temperature"],
             threshold=threshold,
@@ -141,7 +142,7 @@ def judge(
         )
     if attack:
         picks = robustness.choose(labels, scores.index, attack.n_pictures)
-        images = attacked.pixels_of(source, picks, data_config)
+        images = attacked.pixels_of(source, picks, transform)
         under = functools.partial(
             attacked.Attacked, loaded.model, images, source.labels[picks],
             temperature=fitted["temperature"],
@@ -153,7 +154,7 @@ def judge(
         summary["attack"] = found
         failures = attacked.failures(detector, worst, [source.ids[i] for i in picks])
     return Judgement(
-        summary, source, data_config, scores.index, labels, scores.logits, p_fake, failures
+        summary, source, transform, scores.index, labels, scores.logits, p_fake, failures
     )
 
 

@@ -193,7 +193,7 @@ def _pictures(result, chosen: np.ndarray, model: nnx.Module) -> list[dict[str, A
         return []
     picked = Subset(result.source, result.index[chosen])
     shown = []
-    for row, image, heat in explain.explain_source(model, picked, result.data_config):
+    for row, image, heat in explain.explain_source(model, picked, result.transform):
         i = chosen[row]
         shown.append(
             {

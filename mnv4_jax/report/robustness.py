@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from input_pipeline.decode import decode
 from input_pipeline.sources import Source
+from input_pipeline.transforms import Transform
 from mnv4_jax.detector import scoring
 from mnv4_jax.measure import calibration, metrics
-from mnv4_jax.measure.corruptions import CORRUPTIONS, corrupt, encode_jpeg
+from mnv4_jax.measure.corruptions import CORRUPTIONS, corrupt
 from mnv4_jax.report import one_class
 
 _RESAMPLES = 200
@@ -39,20 +38,13 @@ class Damaged:
     def ids(self) -> list[str]:
         return [f"{self._source.ids[p]} ({k} {v:g})" for k, v in self.damages for p in self._picks]
 
-    def read(self, i: int) -> bytes:
-        """An encoded picture; lossless, unless the damage itself is JPEG."""
+    def read(self, i: int) -> np.ndarray:
         damage, pick = divmod(i, len(self._picks))
         kind, level = self.damages[damage]
-        data = self._source.read(self._picks[pick])
+        pixels = self._source.read(self._picks[pick])
         if kind == "none":
-            return data
-        if kind == "jpeg":
-            pixels = decode(data)
-            if max(pixels.shape) > 65500:
-                raise OSError("larger than a JPEG can be")
-            return encode_jpeg(pixels, level)
-        damaged = corrupt(decode(data), kind, level, seed=self._picks[pick])
-        return cv2.imencode(".bmp", cv2.cvtColor(damaged, cv2.COLOR_RGB2BGR))[1].tobytes()
+            return pixels
+        return corrupt(pixels, kind, level, seed=self._picks[pick])
 
 
 def choose(labels: np.ndarray, index: np.ndarray, n: int, *, seed: int = 0) -> np.ndarray:
@@ -73,7 +65,7 @@ def sweep(
     model: nnx.Module,
     source: Source,
     picks: Sequence[int],
-    data_config: Any,
+    transform: Transform,
     mesh: Mesh,
     *,
     temperature: float,
@@ -92,7 +84,7 @@ def sweep(
       [len(source)], if given).
     """
     damaged = Damaged(source, picks)
-    scores = scoring.score_source(model, damaged, data_config, mesh, description="damaged")
+    scores = scoring.score_source(model, damaged, transform, mesh, description="damaged")
     rows = []
     for i, (kind, level) in enumerate(damaged.damages):
         here = scores.index // len(picks) == i

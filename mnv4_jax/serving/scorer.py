@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from input_pipeline.batches import eval_transform
 from input_pipeline.decode import DecodeError, decode
 from input_pipeline.faces import FaceFinder
 from mnv4_jax.detector import explain
@@ -94,10 +93,10 @@ class Scorer:
             raise DecodeError(f"no face {number} in it, of {len(views)} from 0 on")
         view = views[number]
         ((_, seen, heat),) = explain.explain_source(
-            self._detector.model, Pictures([view.pixels]), self._detector.data_config
+            self._detector.model, Pictures([view.pixels]), self._detector.transform
         )
         height, width = view.pixels.shape[:2]
-        side = eval_transform(self._detector.data_config).side(height, width)
+        side = self._detector.transform.side(height, width)
         left, top = view.box[:2] if view.box else (0, 0)
         box = (left + (width - side) // 2, top + (height - side) // 2, side, side)
         return explain.overlay(seen, heat), box

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from input_pipeline import sources
 from input_pipeline.cli import UserError
 from input_pipeline.mixtures import Mixture
+from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import saved as saved_lib
 from mnv4_jax.detector import scoring
 from mnv4_jax.measure import calibration
@@ -204,11 +205,14 @@ class _Run:
 
     def _evaluate(self, model, source) -> tuple[dict, dict | None]:
         """(metrics, calibration or None) of `model` on every picture of `source`."""
+        data = self.config.data
         scores = scoring.score_source(
             model,
             source,
-            self.config.data,
+            eval_transform(data),
             self.mesh,
+            threads=data.threads,
+            workers=data.workers,
             on_bad=self.bad_images.name,
             stop=self.stop_requested,
         )

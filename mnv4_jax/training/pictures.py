@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from input_pipeline import slots as slots_lib
-from input_pipeline.batches import Batch, Batches, OnBad, shorter_side, train_batches
+from input_pipeline.batches import Batch, Batches, OnBad, train_batches
 from input_pipeline.sources import Source
+from mnv4_jax.config import train_transform
 from mnv4_jax.runtime.mesh import batch_sharding, put_batch, replicated
 
 _SHARE_OF_FREE = 0.6  # of a device's free memory, for pictures: a step needs memory too
@@ -46,25 +47,30 @@ class TrainPictures:
     ):
         self._mesh, self._say = mesh, say
         self._start = self._done = start
-        data = config.data
-        self._side_px = shorter_side(data)
+        data, transform = config.data, train_transform(config.data)
+        self._side_px = transform.shorter_px
         self._slots = slots_lib.open_for(source, self._side_px, data.cache, data.cache_gib, say)
         self._per_epoch = max(1, -(-len(source) // config.train.batch_size))
         self._open = functools.partial(
             train_batches,
             source,
-            data,
+            transform,
             batch_size=config.train.batch_size,
             seed=config.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            blended=data.blended,
+            weights=data.weights,
+            balance=data.balance,
+            threads=data.threads,
+            workers=data.workers,
             on_bad=on_bad,
             slots=self._slots,
         )
         self._batches: Batches = self._open(start=start)
         self._resident: jax.Array | None = None  # [N, side, side, 3] uint8 on every device
         self._crops = jax.jit(
-            functools.partial(crops, size=data.image_size), out_shardings=batch_sharding(mesh)
+            functools.partial(crops, size=transform.size), out_shardings=batch_sharding(mesh)
         )
         is_accelerator = jax.default_backend() != "cpu"
         wanted = data.cache == "device" or (data.cache == "auto" and is_accelerator)

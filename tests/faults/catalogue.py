@@ -178,12 +178,12 @@ FAULTS = [
     *_of(
         "mnv4_jax/detector/detector.py",
         ("the temperature ignored", "calibration.p_fake(scores.logits, self.temperature)", "calibration.p_fake(scores.logits)", RAW),
-        ("tiny pictures are answered", "least_px=scoring.needed_px(self.data_config),", "least_px=0,", f"{PREDICT}::test_too_small_or_one_colour_is_no_evidence"),
+        ("tiny pictures are answered", "least_px=scoring.needed_px(self.transform),", "least_px=0,", f"{PREDICT}::test_too_small_or_one_colour_is_no_evidence"),
         ("grey pictures as colours of one", "image = np.repeat(image[:, :, None], 3, axis=2)", "image = np.dstack([image, 0 * image, 0 * image])", f"{PREDICT}::test_the_library_takes_grey_and_transparent_pictures"),
     ),
     *_of(
         "mnv4_jax/detector/scoring.py",
-        ("a side of one px more", "return min(LEAST_PX, evaluation_side(data_config))", "return min(LEAST_PX, evaluation_side(data_config)) + 1", f"{PREDICT}::test_too_small_or_one_colour_is_no_evidence"),
+        ("a side of one px more", "return min(LEAST_PX, transform.size)", "return min(LEAST_PX, transform.size) + 1", f"{PREDICT}::test_too_small_or_one_colour_is_no_evidence"),
         ("padding counts as pictures", "order = np.flatnonzero(mask)", "order = np.flatnonzero(mask | True)", EVALUATE),
     ),
     *_of(
@@ -202,7 +202,7 @@ FAULTS = [
     *_of(
         "mnv4_jax/report/robustness.py",
         ("false alarms among fakes", "alarms = called[labels == metrics.REAL]", "alarms = called[labels == metrics.FAKE]", ROBUSTNESS),
-        ("undamaged pictures in the sweep", "damaged = corrupt(decode(data), kind, level, seed=self._picks[pick])", "damaged = decode(data)", ROBUSTNESS),
+        ("undamaged pictures in the sweep", "return corrupt(pixels, kind, level, seed=self._picks[pick])", "return pixels", ROBUSTNESS),
     ),
     *_of(
         "mnv4_jax/measure/metrics.py",

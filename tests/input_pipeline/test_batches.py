@@ -5,20 +5,16 @@ import gc
 import numpy as np
 import pytest
 
-from configs import small
 from input_pipeline.batches import eval_batches, train_batches
 from input_pipeline.cli import UserError
 from input_pipeline.decode import decode
 from input_pipeline.order import draw_table, order
 from input_pipeline.sources import FileSource, open_source
+from input_pipeline.transforms import Transform
 from tests.pictures import encoded, smooth, write_set
 
-
-def _config(**overrides):
-    config = small.get_config().data
-    config.update(image_size=24, eval_image_size=40, threads=2)
-    config.update(overrides)
-    return config
+CROP = Transform(size=24, shorter_px=27, crop="resize")
+WHOLE = Transform(size=40, shorter_px=40, crop="resize")
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +22,9 @@ def source(tmp_path_factory):
     return open_source(write_set(tmp_path_factory.mktemp("set"), per_class=5), "Train")  # 10
 
 
-def _train(source, n, config=None, **kwargs):
-    arguments = {"batch_size": 4, "seed": 3} | kwargs
-    with train_batches(source, config or _config(), **arguments) as batches:
+def _train(source, n, transform=CROP, **kwargs):
+    arguments = {"batch_size": 4, "seed": 3, "threads": 2} | kwargs
+    with train_batches(source, transform, **arguments) as batches:
         return [next(batches) for _ in range(n)]
 
 
@@ -65,13 +61,12 @@ def test_the_draws_of_a_position_do_not_depend_on_where_one_starts():
 
 
 def test_batches_hold_the_pictures_they_name_across_the_end_of_an_epoch(source):
-    config = _config(image_size=40, crop_pct=1.0)
     seen = []
-    for k, batch in enumerate(_train(source, 5, config)):
+    for k, batch in enumerate(_train(source, 5, WHOLE)):
         np.testing.assert_array_equal(batch["position"], 4 * k + np.arange(4))
         np.testing.assert_array_equal(batch["label"], source.labels[batch["index"]])
         for image, index in zip(batch["image"], batch["index"], strict=True):
-            np.testing.assert_array_equal(image, decode(source.read(index)))
+            np.testing.assert_array_equal(image, decode(source.encoded(index)))
         seen += batch["index"].tolist()
         types = {key: value.dtype.name for key, value in batch.items()}
         assert types == {"image": "uint8", "label": "int32", "position": "uint32", "index": "int32"}
@@ -97,7 +92,7 @@ def test_processes_share_the_batches_of_one(source, processes):
 
 @pytest.mark.parametrize("threads", [0, 1, 8])
 def test_threads_change_nothing(source, threads):
-    _equal(_train(source, 6, _config(threads=threads)), _train(source, 6))
+    _equal(_train(source, 6, threads=threads), _train(source, 6))
 
 
 @pytest.mark.slow
@@ -105,9 +100,7 @@ def test_worker_processes_change_nothing_and_report_bad_pictures(tmp_path):
     data_dir = write_set(tmp_path, per_class=3)
     (tmp_path / "Train/Real/1.jpg").write_bytes(b"")
     source, told = open_source(data_dir, "Train"), []
-    with_workers = _train(
-        source, 6, _config(workers=2), start=1, on_bad=lambda *bad: told.append(bad)
-    )
+    with_workers = _train(source, 6, workers=2, start=1, on_bad=lambda *bad: told.append(bad))
     _equal(with_workers, _train(source, 6, start=1))
     assert [name for name, _ in told] == ["Train/Real/1.jpg"]
 
@@ -122,7 +115,7 @@ def test_another_seed_gives_another_order_and_other_crops(source):
 
 def test_a_batch_that_is_held_is_not_written_over(source):
     held, copies = [], []
-    with train_batches(source, _config(), batch_size=4, seed=0) as batches:
+    with train_batches(source, CROP, batch_size=4, seed=0, threads=2) as batches:
         for k in range(40):
             image = next(batches)["image"]
             if k % 3 == 0:
@@ -135,7 +128,7 @@ def test_a_batch_that_is_held_is_not_written_over(source):
 
 
 def test_memory_is_used_again(source):
-    with train_batches(source, _config(), batch_size=4, seed=0) as batches:
+    with train_batches(source, CROP, batch_size=4, seed=0, threads=2) as batches:
         places = {next(batches)["image"].ctypes.data for _ in range(60)}
     assert len(places) < 12
 
@@ -171,7 +164,7 @@ def test_evaluation_sees_every_picture_once_on_equally_many_batches(source, proc
     counts, seen = set(), []
     for p in range(processes):
         with eval_batches(
-            source, _config(), batch_size=batch_size, process_index=p, process_count=processes
+            source, WHOLE, batch_size=batch_size, process_index=p, process_count=processes
         ) as batches:
             mine = list(batches)
         counts.add(len(mine))
@@ -181,7 +174,7 @@ def test_evaluation_sees_every_picture_once_on_equally_many_batches(source, proc
             np.testing.assert_array_equal(batch["label"][mask], source.labels[batch["index"][mask]])
             assert not batch["image"][~mask].any() and (batch["index"][~mask] == -1).all()
             for image, index in zip(batch["image"][mask], batch["index"][mask], strict=True):
-                np.testing.assert_array_equal(image, decode(source.read(index)))
+                np.testing.assert_array_equal(image, decode(source.encoded(index)))
             seen += batch["index"][mask].tolist()
     assert counts == {-(-10 // batch_size)} and sorted(seen) == list(range(10))
 
@@ -192,7 +185,7 @@ def test_evaluation_leaves_a_damaged_picture_out_and_tells(tmp_path):
     told = []
     with eval_batches(
         open_source(data_dir, "Train"),
-        _config(),
+        WHOLE,
         batch_size=4,
         on_bad=lambda name, reason: told.append(name),
     ) as batches:
@@ -207,24 +200,24 @@ def test_what_is_left_out_is_black_in_memory_used_before(tmp_path):
     good.write_bytes(encoded(smooth(40, 40)))
     bad.write_bytes(b"")
     files = FileSource([bad if i % 7 == 0 else good for i in range(101)])
-    with eval_batches(files, _config(threads=1), batch_size=4) as batches:
+    with eval_batches(files, WHOLE, batch_size=4, threads=1) as batches:
         for batch in batches:
             is_black = ~batch["image"].any(axis=(1, 2, 3))
             np.testing.assert_array_equal(is_black, ~batch["mask"])
 
 
-@pytest.mark.parametrize("crop", ["resize", "native"])
-@pytest.mark.parametrize("side", [0, 40, 64])
-def test_what_is_evaluated_is_the_middle_at_the_scale_of_training(tmp_path, crop, side):
+@pytest.mark.parametrize(("crop", "shorter_px"), [("resize", 64), ("native", 256)])
+@pytest.mark.parametrize("side", [56, 40, 64])
+def test_what_is_evaluated_is_the_middle_at_the_scale_of_training(tmp_path, crop, shorter_px, side):
     pixels = smooth(64, 64)
     (tmp_path / "a.png").write_bytes(encoded(pixels, "PNG"))
-    config = _config(image_size=56, crop_pct=0.875, crop=crop, eval_image_size=side)
-    with eval_batches(FileSource([tmp_path / "a.png"]), config, batch_size=1) as batches:
+    transform = Transform(size=side, shorter_px=shorter_px, crop=crop)
+    with eval_batches(FileSource([tmp_path / "a.png"]), transform, batch_size=1) as batches:
         middle = next(batches)["image"][0]
-    border = (64 - (side or 56)) // 2
+    border = (64 - side) // 2
     np.testing.assert_array_equal(middle, pixels[border : 64 - border, border : 64 - border])
 
 
 def test_what_a_caller_may_not_ask_for(source):
     with pytest.raises(ValueError, match="does not divide by 3 processes"):
-        train_batches(source, _config(), batch_size=4, seed=0, process_count=3)
+        train_batches(source, CROP, batch_size=4, seed=0, process_count=3)

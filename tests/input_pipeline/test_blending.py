@@ -2,11 +2,11 @@ import cv2
 import numpy as np
 import pytest
 
-from configs import small
 from input_pipeline import blending, demo
 from input_pipeline.batches import train_batches
 from input_pipeline.decode import decode
 from input_pipeline.sources import open_source
+from input_pipeline.transforms import Transform
 from tests.pictures import write_set
 
 
@@ -59,17 +59,15 @@ def test_the_same_numbers_make_the_same_fake(face):
 
 
 def take(source, *, blended, start=0, count=3, index=0, of=1):
-    config = small.get_config().data
-    config.image_size = 32
-    config.blended = blended
     with train_batches(
         source,
-        config,
+        Transform(size=32, shorter_px=37, crop="resize"),
         batch_size=8,
         seed=5,
         start=start,
         process_index=index,
         process_count=of,
+        blended=blended,
     ) as batches:
         return [{k: v.copy() for k, v in next(batches).items()} for _ in range(count)]
 

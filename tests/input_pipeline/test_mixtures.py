@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from configs import small
 from input_pipeline import mixtures
 from input_pipeline.batches import train_batches
 from input_pipeline.cli import UserError
 from input_pipeline.sources import has_split, open_source
+from input_pipeline.transforms import Transform
 from tests.pictures import encoded, smooth
 
 
@@ -42,7 +42,7 @@ def test_a_mixture_holds_the_pictures_of_all_sets(data_dir):
         name, path = mixture.ids[i].split("/", 1)
         folder = data_dir.split(",")["abc".index(name)]
         with open(f"{folder}/{path}", "rb") as file:
-            assert mixture.read(i) == file.read()
+            assert mixture.encoded(i) == file.read()
 
 
 def test_classes_are_balanced_and_sets_drawn_by_the_square_root_of_their_size(data_dir):
@@ -84,8 +84,6 @@ def test_the_order_is_a_function_of_seed_and_position(data_dir):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_batches_of_a_mixture_do_not_depend_on_processes_or_start(data_dir, processes):
-    config = small.get_config().data
-    config.image_size = 32
     mixture = open_source(data_dir, "Train")
 
     def rows(start, count):
@@ -93,7 +91,7 @@ def test_batches_of_a_mixture_do_not_depend_on_processes_or_start(data_dir, proc
         for p in range(processes):
             with train_batches(
                 mixture,
-                config,
+                Transform(size=32, shorter_px=37, crop="resize"),
                 batch_size=8,
                 seed=3,
                 start=start,

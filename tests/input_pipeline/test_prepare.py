@@ -16,11 +16,11 @@ from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.decode import DeserializeMethod
 from tensorflow_datasets.proto import tf_example_pb2
 
-from configs import small
 from input_pipeline import demo, faces, prepare, sources
 from input_pipeline.batches import train_batches
 from input_pipeline.cli import UserError
 from input_pipeline.prepared import builder
+from input_pipeline.transforms import Transform
 from tests.pictures import write_set
 
 LEAKED = "Train/Fake/5.jpg"  # the same bytes as Test/Real/0.jpg
@@ -93,7 +93,7 @@ def test_the_set_holds_the_folders_bytes_ids_labels_and_groups_in_its_order(fold
         assert list(ours.ids) == [theirs.ids[i] for i in kept]
         np.testing.assert_array_equal(ours.labels, theirs.labels[kept])
         assert ours.labels.dtype == np.int32
-        assert [ours.read(i) for i in range(len(ours))] == [theirs.read(i) for i in kept]
+        assert [ours.encoded(i) for i in range(len(ours))] == [theirs.encoded(i) for i in kept]
         if split == "Train":
             assert ours.groups == [theirs.groups[i] for i in kept]
         else:
@@ -122,12 +122,11 @@ def test_a_run_on_the_set_and_on_the_folder_sees_the_same_batches(folder, tmp_pa
     intact, out = tmp_path / "intact", tmp_path / "out"
     shutil.copytree(folder, intact, ignore=shutil.ignore_patterns("broken.jpg"))
     run(f"--source={intact}", f"--out={out}")
-    config = small.get_config().data
-    config.image_size = 32
+    transform = Transform(size=32, shorter_px=37, crop="resize")
     batches = []
     for data_dir in (intact, out):
         source = sources.open_source(str(data_dir), "Train")
-        with train_batches(source, config, batch_size=8, seed=3) as iterator:
+        with train_batches(source, transform, batch_size=8, seed=3) as iterator:
             batches.append([next(iterator) for _ in range(3)])
     for from_folder, from_set in zip(*batches, strict=True):
         for key in ("image", "label", "position", "index"):
@@ -136,9 +135,9 @@ def test_a_run_on_the_set_and_on_the_folder_sees_the_same_batches(folder, tmp_pa
 
 def test_the_set_can_be_read_by_many_threads_and_sent_to_another_process(whole):
     source = pickle.loads(pickle.dumps(sources.open_source(str(whole), "Train")))
-    alone = [source.read(i) for i in range(len(source))]
+    alone = [source.encoded(i) for i in range(len(source))]
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(source.read, list(range(len(source))) * 20)) == alone * 20
+        assert list(pool.map(source.encoded, list(range(len(source))) * 20)) == alone * 20
 
 
 def test_a_picture_of_a_set_has_a_stamp_of_its_own_until_the_shard_changes(whole, tmp_path):
@@ -166,7 +165,7 @@ def test_a_damaged_shard_is_pictures_that_cannot_be_read(whole, tmp_path, damage
     errors = 0
     for i in range(len(source)):
         try:
-            source.read(i)
+            source.encoded(i)
         except OSError as error:
             assert "cannot be read" in str(error) and "\n" not in str(error)
             errors += 1
@@ -261,7 +260,7 @@ def test_tensorflow_is_imported_neither_by_writing_nor_by_reading(folder, tmp_pa
         "from input_pipeline import prepare, sources\n"
         "prepare.main()\n"
         "source = sources.open_source(sys.argv[2].removeprefix('--out='), 'Train')\n"
-        "assert source.read(0)[:2] == bytes([255, 216])\n"
+        "assert source.encoded(0)[:2] == bytes([255, 216])\n"
         "assert 'tensorflow' not in sys.modules, 'TensorFlow was imported'\n"
     )
     flags = [f"--source={folder}", f"--out={tmp_path}"]

@@ -1,5 +1,6 @@
 """A cache of decoded pictures changes how long batches take and nothing else."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -9,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 
-from configs import small
 from input_pipeline import cli, slots, transforms
 from input_pipeline.batches import train_batches
 from input_pipeline.mixtures import Mixture
@@ -17,6 +17,7 @@ from input_pipeline.sources import FileSource, open_source
 from tests.pictures import encoded, smooth, write_set
 
 SIDE = 32
+TRANSFORM = transforms.Transform(size=28, shorter_px=SIDE, crop="resize")
 
 
 @pytest.fixture
@@ -33,15 +34,10 @@ def opened(source, form="host", gib=1.0, say=lambda line: None):
     return slots.open_for(source, SIDE, form, gib, say)
 
 
-def config(**fields):
-    data = small.get_config().data
-    data.update(image_size=28, crop_pct=28 / SIDE, threads=2, **fields)
-    return data
-
-
-def batches(source, cached, n=9, on_bad=None, **fields):
-    arguments = {"batch_size": 4, "seed": 3, "slots": cached, "on_bad": on_bad}
-    with train_batches(source, config(**fields), **arguments) as found:
+def batches(source, cached, n=9, on_bad=None, blended=0.0, **fields):
+    transform = dataclasses.replace(TRANSFORM, **fields)
+    arguments = {"seed": 3, "slots": cached, "on_bad": on_bad, "blended": blended}
+    with train_batches(source, transform, batch_size=4, threads=2, **arguments) as found:
         return [next(found) for _ in range(n)]
 
 
@@ -52,9 +48,7 @@ def assert_equal(ours, theirs):
             np.testing.assert_array_equal(a[key], b[key])
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, {"crop": "native", "max_px": SIDE}, {"zoom": (0.5, 1.2)}, {"blended": 0.7}]
-)
+@pytest.mark.parametrize("fields", [{}, {"crop": "native"}, {"zoom": (0.5, 1.2)}, {"blended": 0.7}])
 def test_the_same_bits_while_it_fills_and_when_it_is_full(source, fields):
     without = batches(source, None, **fields)
     cached = opened(source)
@@ -141,8 +135,8 @@ def test_resident_batches_name_the_crops_of_the_others(source):
 
 
 def batches_resident(source, cached):
-    arguments = {"batch_size": 4, "seed": 3, "slots": cached, "resident": True}
-    with train_batches(source, config(), **arguments) as found:
+    arguments = {"seed": 3, "slots": cached, "resident": True}
+    with train_batches(source, TRANSFORM, batch_size=4, threads=2, **arguments) as found:
         return [next(found) for _ in range(9)]
 
 
@@ -239,9 +233,6 @@ def test_a_kill_while_it_fills_leaves_no_wrong_pixels(source, tmp_path):
 def test_squares_are_what_is_kept(source):
     cached = opened(source)
     batches(source, cached)
-    from input_pipeline.decode import decode
-
-    transform = transforms.Transform(28, SIDE, "resize")
     for i in range(12):
-        square = transforms.square(decode(source.read(i)), transform)
+        square = transforms.square(source.read(i), TRANSFORM)
         np.testing.assert_array_equal(cached.pixels(i, SIDE), square)

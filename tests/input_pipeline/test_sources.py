@@ -24,8 +24,8 @@ def test_the_kaggle_layout_gives_sorted_ids_labels_and_bytes(tmp_path):
     assert source.ids == files
     np.testing.assert_array_equal(source.labels, np.int32([0, 0, 1, 1]))
     assert source.labels.dtype == np.int32 and len(source) == 4 and source.groups is None
-    assert [source.read(i) for i in range(4)] == [name.encode() for name in source.ids]
-    assert pickle.loads(pickle.dumps(source)).read(2) == b"Train/Real/a.jpg"
+    assert [source.encoded(i) for i in range(4)] == [name.encode() for name in source.ids]
+    assert pickle.loads(pickle.dumps(source)).encoded(2) == b"Train/Real/a.jpg"
 
 
 @pytest.mark.parametrize("top", ["", "Dataset/", "deepfakes v2/"])
@@ -97,9 +97,9 @@ def test_a_list_of_files_has_unknown_labels(tmp_path):
     source = FileSource([tmp_path / "a.jpg", tmp_path / "gone.jpg"])
     np.testing.assert_array_equal(source.labels, [-1, -1])
     assert source.ids == [str(tmp_path / "a.jpg"), str(tmp_path / "gone.jpg")]
-    assert source.read(0).startswith(b"\xff\xd8")
+    assert source.encoded(0).startswith(b"\xff\xd8")
     with pytest.raises(FileNotFoundError):
-        source.read(1)
+        source.encoded(1)
 
 
 @pytest.mark.parametrize(

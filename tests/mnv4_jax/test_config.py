@@ -1,8 +1,10 @@
 import pytest
 from absl import flags
 
+from configs import small
 from input_pipeline.cli import UserError
-from mnv4_jax.config import parse_flags
+from input_pipeline.transforms import Transform
+from mnv4_jax.config import eval_transform, parse_flags, train_transform
 
 SMALL = "--config=configs/small.py"
 
@@ -73,3 +75,15 @@ def test_bad_input_is_one_line_that_says_what_would_be_right(arguments, message)
     with pytest.raises(UserError, match=message) as caught:
         parse(*arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_training_and_evaluation_cut_their_own_size_out_of_pictures_of_one_scale():
+    data = small.get_config().data
+    data.update(image_size=56, crop_pct=0.875, max_px=100, zoom=(0.5, 1.2))
+    for crop, shorter_px in (("resize", 64), ("native", 100)):
+        data.crop = crop
+        train = Transform(size=56, shorter_px=shorter_px, crop=crop, zoom=(0.5, 1.2))
+        for side in (0, 40):
+            data.eval_image_size = side
+            assert train_transform(data) == train
+            assert eval_transform(data) == Transform(side or 56, shorter_px, crop)

@@ -1,6 +1,7 @@
 """The command's lines and exit status, and the same detector as a library."""
 
 import concurrent.futures
+import dataclasses
 import io
 import json
 import pathlib
@@ -315,7 +316,7 @@ def test_no_heatmap_without_an_answer(ask, run, tmp_path):
 
 def test_a_detector_of_smaller_pictures_needs_no_more_than_it_looks_at(run):
     detector = Detector(run)
-    detector.data_config.eval_image_size = 32
+    detector.transform = dataclasses.replace(detector.transform, size=32)
     p_fake = detector([square(31), square(32)])
     assert np.isnan(p_fake).tolist() == [True, False]
 

@@ -5,6 +5,7 @@ from safetensors import safe_open
 
 from input_pipeline.cli import UserError
 from input_pipeline.sources import open_source
+from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import boxed, saved, scoring
 from mnv4_jax.detector.detector import Detector
 from mnv4_jax.measure import calibration
@@ -83,7 +84,7 @@ def test_a_detector_older_than_a_field_of_training_still_answers(run, portraits,
     old = boxed.read(tmp_path / "old.safetensors")
     source = open_source(str(portraits), "Test")
     scores = [
-        scoring.score_source(c.model, source, scoring.evaluation_config(c.config.data), make_mesh())
+        scoring.score_source(c.model, source, eval_transform(c.config.data), make_mesh())
         for c in (loaded, old)
     ]
     np.testing.assert_allclose(scores[1].logits, scores[0].logits, atol=0.02)

@@ -49,7 +49,7 @@ def test_other_formats_have_no_jpeg_quality():
 
 def test_files_are_measured(source):
     _, features = audit.inspect(source)
-    assert features["file_size"][0] == len(source.read(0))
+    assert features["file_size"][0] == len(source.encoded(0))
     assert features["width"].tolist()[:5] == [40, 40, 40, 60, 40]
     assert features["height"].tolist()[:5] == [30] * 5
     assert features["sharpness"][0] == 0 < features["sharpness"][2]

@@ -96,12 +96,11 @@ def test_timm_loads_our_weights_strictly_and_answers_the_same(name):
 @pytest.mark.slow
 def test_timm_answers_the_same_on_32_photographs(image_sets):
     pytest.importorskip("timm")
-    from input_pipeline.decode import decode
     from input_pipeline.sources import open_source
 
     source = open_source(str(image_sets / "rvf10k"), "Test")
     chosen = np.linspace(0, len(source) - 1, 32).astype(int)
-    pictures = np.stack([decode(source.read(int(i))) for i in chosen])
+    pictures = np.stack([source.read(int(i)) for i in chosen])
     name = "mobilenetv4_conv_small"
     _, model = with_formula_weights(**{"model.name": name})
     assert_close(jax_logits(model, pictures), timm_logits(timm_keys.to_timm(model), name, pictures))

@@ -10,7 +10,6 @@ import pytest
 from scipy import stats
 
 from input_pipeline.cli import UserError
-from input_pipeline.decode import decode
 from input_pipeline.sources import open_source
 from mnv4_jax import evaluate
 from mnv4_jax.detector.detector import Detector
@@ -113,8 +112,7 @@ def test_damage_is_judged_on_the_damaged_pictures(run, real_only, monkeypatch, c
     threshold = numbers["robustness"]["threshold"]
     for row in numbers["robustness"]["rows"][6::11]:
         images = [
-            corrupt(decode(source.read(i)), row["kind"], row["level"], seed=i)
-            for i in picks.tolist()
+            corrupt(source.read(i), row["kind"], row["level"], seed=i) for i in picks.tolist()
         ]
         assert row["false_alarm_rate"] == pytest.approx((Detector(run)(images) >= threshold).mean())
 

@@ -1,13 +1,12 @@
 """The sweep's source against the corruptions themselves, and its figures against a direct score."""
 
-import cv2
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from input_pipeline.decode import decode
 from input_pipeline.sources import open_source
-from mnv4_jax.detector import saved, scoring
+from mnv4_jax.config import eval_transform
+from mnv4_jax.detector import saved
 from mnv4_jax.detector.detector import Detector
 from mnv4_jax.measure import corruptions
 from mnv4_jax.report import robustness
@@ -23,12 +22,12 @@ def test_every_damage_reaches_every_pick(source):
     picks = [3, 8]
     damaged = robustness.Damaged(source, picks)
     assert len(damaged) == 2 * (1 + 10 * 5)
-    assert damaged.read(1) == source.read(8)  # undamaged first
+    np.testing.assert_array_equal(damaged.read(1), source.read(8))  # undamaged first
     for i in range(2, len(damaged)):
         kind, level = damaged.damages[i // 2]
         pick = picks[i % 2]
-        expected = corruptions.corrupt(decode(source.read(pick)), kind, level, seed=pick)
-        np.testing.assert_array_equal(decode(damaged.read(i)), expected)
+        expected = corruptions.corrupt(source.read(pick), kind, level, seed=pick)
+        np.testing.assert_array_equal(damaged.read(i), expected)
     assert damaged.labels.tolist() == source.labels[picks].tolist() * 51
 
 
@@ -41,13 +40,12 @@ def test_a_picture_too_large_for_a_jpeg_costs_only_itself(run, portraits, tmp_pa
             return 4
 
         def read(self, i):
-            strip = np.full((3, 70_000 if i == 0 else 40, 3), 50 * i, np.uint8)
-            return cv2.imencode(".png", strip)[1].tobytes()
+            return np.full((3, 70_000 if i == 0 else 40, 3), 50 * i, np.uint8)
 
     loaded = saved.load(run)
-    config = scoring.evaluation_config(loaded.config.data)
+    transform = eval_transform(loaded.config.data)
     rows = robustness.sweep(
-        loaded.model, Wide(), range(4), config, make_mesh(), temperature=1, threshold=0.5
+        loaded.model, Wide(), range(4), transform, make_mesh(), temperature=1, threshold=0.5
     )
     assert all(np.isfinite(row["auc"]["value"]) for row in rows)
 
@@ -63,9 +61,9 @@ def test_half_of_the_choice_is_fake_where_there_are_as_many():
 def test_the_sweep_scores_each_damage(run, source):
     loaded = saved.load(run)
     picks = robustness.choose(source.labels[:-1], np.arange(24), 8)
-    config = scoring.evaluation_config(loaded.config.data)
+    transform = eval_transform(loaded.config.data)
     rows = robustness.sweep(
-        loaded.model, source, picks, config, make_mesh(), temperature=1.0, threshold=0.5
+        loaded.model, source, picks, transform, make_mesh(), temperature=1.0, threshold=0.5
     )
     assert [(row["kind"], row["level"]) for row in rows[1:]] == [
         (kind, level) for kind, c in corruptions.CORRUPTIONS.items() for level in c.levels
@@ -73,7 +71,7 @@ def test_the_sweep_scores_each_damage(run, source):
     detector, labels = Detector(run), source.labels[picks]
     detector.temperature = 1.0
     for row in (rows[0], rows[7], rows[-1]):
-        images = [decode(source.read(int(pick))) for pick in picks]
+        images = [source.read(int(pick)) for pick in picks]
         if row["kind"] != "none":
             images = [
                 corruptions.corrupt(image, row["kind"], row["level"], seed=int(pick))

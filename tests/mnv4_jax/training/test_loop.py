@@ -15,6 +15,7 @@ from input_pipeline import sources
 from input_pipeline.cli import UserError
 from input_pipeline.order import order
 from input_pipeline.sources import FileSource
+from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import saved, scoring
 from mnv4_jax.runtime.mesh import make_mesh
 from mnv4_jax.training import loop, writers
@@ -78,8 +79,9 @@ def test_validation_scores_the_average_and_not_the_weights_as_trained(picture_fo
 
     def loss(raw):
         loaded = saved.load(tmp_path / "checkpoints" / "2", raw=raw)
+        transform = eval_transform(loaded.config.data)
         scores = scoring.score_source(
-            loaded.model, validation, loaded.config.data, make_mesh(), on_bad=print
+            loaded.model, validation, transform, make_mesh(), on_bad=print
         )
         logits = scores.logits.astype(np.float64)
         right = logits[np.arange(len(logits)), scores.labels]
