@@ -8,7 +8,9 @@ from flax import nnx
 
 from configs import small
 from mnv4_jax.detector import explain
-from mnv4_jax.models import classifier
+from mnv4_jax.models import classifier, vit
+from tests import narrow
+from tests.tiny import tiny_config
 
 
 def tiny_head(features):
@@ -64,6 +66,58 @@ def test_the_detector_explains_pictures_of_any_shape(model):
     assert maps.shape == (2, 2, 3)
     assert np.isfinite(maps).all()
     assert np.abs(maps).max() > 0
+
+
+def narrow_detector(name):
+    """(detector in float64 with random weights, a noise picture): a grid of four by four."""
+    size = 4 * (vit.VARIANTS[name].patch if name in vit.VARIANTS else 16)
+    config = tiny_config(**{"model.name": name, "data.image_size": size, "model.dtype": "float64"})
+    built = classifier.build(config, seed=0)
+    graphdef, params, stats = nnx.split(built, nnx.Param, nnx.BatchStat)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: p + 0.2 * rng.normal(size=p.shape), nnx.as_pure(params))
+    model = nnx.merge(graphdef, params, stats)
+    return model, rng.integers(0, 256, (1, size, size, 3), np.uint8)
+
+
+@pytest.mark.parametrize("name", [*narrow.TRANSFORMERS, narrow.HYBRID])
+def test_maps_of_every_kind_of_network_equal_finite_differences(name):
+    """For a transformer, on the patches' tokens; the class token and registers stay fixed."""
+    with jax.enable_x64(True):
+        model, images = narrow_detector(name)
+        heat = explain.explain(model, images)
+        features = jax.jit(model.features)(images / 255.0)
+        tokens = isinstance(features, vit.Tokens)
+        assert tokens == (name in narrow.TRANSFORMERS)
+        grid = np.asarray(features.grid if tokens else features)
+
+        @jax.jit
+        def log_odds(grid):
+            logits = model.head(features._replace(grid=grid) if tokens else grid)
+            return logits[0, 0] - logits[0, 1]
+
+        expected, eps = np.zeros(grid.shape[:3]), 1e-4
+        for channel in range(grid.shape[3]):
+            step = eps * (np.arange(grid.shape[3]) == channel)
+            weight = (log_odds(grid + step) - log_odds(grid - step)) / (2 * eps)
+            expected += float(weight) / (4 * 4) * grid[..., channel]
+    assert heat.shape == (1, 4, 4)
+    assert np.ptp(heat) > 1e-2
+    np.testing.assert_allclose(heat, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", narrow.TRANSFORMERS)
+def test_a_patch_changes_the_grid_most_in_its_own_place(name):
+    with jax.enable_x64(True):
+        model, images = narrow_detector(name)
+        features = jax.jit(lambda x: model.features(x).grid)
+        side = images.shape[1] // 4
+        for row, column in ((0, 0), (1, 2), (3, 3)):
+            other = images.copy()
+            patch = other[:, row * side : (row + 1) * side, column * side : (column + 1) * side]
+            patch[:] = 255 - patch
+            change = np.abs(features(other / 255.0) - features(images / 255.0)).sum((0, 3))
+            assert np.unravel_index(change.argmax(), change.shape) == (row, column)
 
 
 def test_the_overlay_colours_what_spoke_for_each_class():

@@ -17,6 +17,7 @@ from mnv4_jax.models import classifier, timm_keys
 from mnv4_jax.models.vit import IMAGENET
 from mnv4_jax.runtime.mesh import make_mesh
 from mnv4_jax.training import objectives, step
+from tests import narrow
 from tests.golden import formula
 from tests.tiny import tiny_config
 
@@ -149,6 +150,7 @@ def test_attention_answers_as_timms_where_the_grid_is_odd():
     ("name", "rate", "per_gradient"),
     [
         ("mobilenetv4_conv_small_035", 0.05, False),
+        (narrow.HYBRID, 0.05, False),
         # Through batch statistics PyTorch's own float32 is 0.3 off in a gradient of 29, ours 0.03.
         pytest.param("mobilenetv4_hybrid_medium", 0.01, True, marks=pytest.mark.slow),
     ],
@@ -158,6 +160,8 @@ def test_one_sgd_step_in_both_worlds_gives_the_same_weights_and_statistics(
 ):
     timm = pytest.importorskip("timm")
     import torch
+
+    from tests import narrow_timm  # noqa: F401  registers its networks
 
     config, model = with_formula_weights(**{"model.name": name})
     pictures, labels = formula.pictures(8, SIZE), np.arange(8) % 2
