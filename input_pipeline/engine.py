@@ -113,22 +113,19 @@ def user_error(error: BaseException | None) -> UserError | None:
     return None
 
 
-def in_order(
-    ray: ModuleType, task: Callable, calls: Iterable[tuple], *, ahead: int | None = None
-) -> Iterator:
-    """Yields what `task` returns for each call, in order. Limits the calls in flight, so that
-    neither arguments nor results pile up.
+def in_order(ray: ModuleType, task: Callable, calls: Iterable[tuple]) -> Iterator:
+    """Yields what `task` returns for each call, in order. Limits the calls in flight to two per
+    core, so that neither arguments nor results pile up.
 
     Args:
         task: a function; runs in processes of Ray, and again if a process is lost.
         calls: its arguments.
-        ahead: calls in flight; None: two per core.
 
     Raises:
         UserError: a task raised it.
     """
     remote = ray.remote(task)
-    ahead = ahead or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending = collections.deque()
     try:
         for call in calls:

@@ -12,13 +12,11 @@ processes of Ray do the work (pip install -e '.[ray]'): the same set and the sam
 
 import argparse
 import contextlib
-import functools
 import json
 import os
 import pathlib
 import shutil
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
@@ -28,7 +26,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from input_pipeline.cli import ArgumentParser, UserError, run
-from input_pipeline.decode import DecodeError
 from input_pipeline.prepared import builder, crops, leak_report, leaks
 from input_pipeline.sources import (
     LAYOUT,
@@ -50,8 +47,9 @@ def main() -> int | None:
     out = pathlib.Path(flags.out)
     if flags.faces:
         return _cut_out_faces(flags, out)
+    origin = flags.source if flags.source == "kaggle" else os.path.realpath(flags.source)
     finished = out / builder.NAME / builder.VERSION
-    facts = {"source": _normalized_source(flags.source), "drop_leaks": flags.drop_leaks}
+    facts = {"source": origin, "drop_leaks": flags.drop_leaks}
     if (finished / "dataset_info.json").exists():
         return _already_there(finished, facts)
 
@@ -99,9 +97,7 @@ def main() -> int | None:
         _write_text(out / "leaks.md", leak_report.page(report))
 
         writing = progress.add_task("writing", total=sum(len(s.keep) for s in splits.values()))
-        _write_set(
-            out, splits, facts, lambda n=1: progress.advance(writing, n), ray and _shards_by(ray)
-        )
+        _write_set(ray, out, splits, facts, lambda n=1: progress.advance(writing, n))
     _say_result(out, report, splits)
     return None
 
@@ -156,12 +152,6 @@ def _look(ray, sources: dict, threads: int, out: pathlib.Path, progress: Progres
     return found
 
 
-def _shards_by(ray: ModuleType) -> Callable:
-    from input_pipeline.prepared import distributed
-
-    return functools.partial(distributed.write_shards, ray)
-
-
 def _check_any_readable(sources: dict, readable: Mapping[str, Sequence[int]]) -> None:
     for split, source in sources.items():
         if not len(readable[split]):
@@ -211,10 +201,6 @@ def _flags() -> argparse.Namespace:
     if flags.threads < 1:
         parser.error(f"--threads={flags.threads}: expected 1 or more")
     return flags
-
-
-def _normalized_source(source: str) -> str:
-    return source if source == "kaggle" else os.path.realpath(source)
 
 
 def _already_there(finished: pathlib.Path, facts: dict) -> None:
@@ -297,19 +283,15 @@ def _scan(
     """Fingerprints by split, and (id, reason) of every unreadable file."""
 
     def look(source: Source, i: int) -> tuple[int, leaks.Fingerprint] | str:
-        if printable(source.ids[i]) != source.ids[i]:
-            return "its name is not UTF-8"
-        try:
-            data = source.encoded(i)
-            return len(data), leaks.fingerprint(data)
-        except (DecodeError, OSError) as error:
-            return " ".join(str(error).split())
+        found = leaks.examine(source, i)
+        return found if isinstance(found, str) else (len(found[0]), found[1])
 
-    scans, unreadable = defaultdict(dict), []
+    scans, unreadable = {}, []
     reading = progress.add_task("reading", total=sum(len(s) for s in sources.values()))
     pool = ThreadPoolExecutor(threads)
     try:
         for split, source in sources.items():
+            scans[split] = {}
             for i, found in enumerate(pool.map(lambda i, s=source: look(s, i), range(len(source)))):
                 if isinstance(found, str):
                     unreadable.append((printable(source.ids[i]), found))
@@ -319,7 +301,7 @@ def _scan(
             _check_any_readable({split: source}, scans)
     finally:
         pool.shutdown(cancel_futures=True)
-    return dict(scans), unreadable
+    return scans, unreadable
 
 
 def _write_text(path: pathlib.Path, text: str) -> None:
@@ -330,18 +312,23 @@ def _write_text(path: pathlib.Path, text: str) -> None:
 
 
 def _write_set(
+    ray: ModuleType | None,
     out: pathlib.Path,
     splits: dict[str, builder.Split],
     facts: dict,
     on_written: Callable[..., None],
-    shards_by: Callable | None,
 ) -> None:
+    write_shards = None
+    if ray:
+        from input_pipeline.prepared import distributed
+
+        write_shards = distributed.write_shards(ray, on_written)
     writer = builder.DeepfakeFaces(
         data_dir=os.fspath(out),
         splits=splits,
         facts=facts,
         on_written=on_written,
-        write_shards=shards_by and shards_by(on_written),
+        write_shards=write_shards,
     )
     try:
         writer.write()

@@ -22,7 +22,8 @@ TINY = {
 NEEDS = {"serve": "starlette", "train_step": "timm"}
 LIBRARIES = {"rounds", "steps"}
 # Minutes each, however small: they start whole runs, Ray or every form of export; web asks npm.
-BY_HAND = set("comparison deploy fleet fleet_scale fleet_soak gpu inference loop web".split())
+BY_HAND = {"comparison", "deploy", "fleet", "fleet_scale", "fleet_soak", "gpu", "inference", "loop"}
+BY_HAND |= {"web"}
 
 
 def test_none_is_missing():

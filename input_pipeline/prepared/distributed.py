@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from input_pipeline import engine
-from input_pipeline.decode import DecodeError
 from input_pipeline.prepared import banding, builder, leaks
 from input_pipeline.sources import FileSource, Source, printable
 
@@ -47,15 +46,11 @@ def look(part: FileSource, groups: list[str] | None, first: int, thumbnails: str
     thumbnails to the file `thumbnails`, [R, 32, 32] uint8."""
     rows, small, unreadable = [], [], []
     for i, name in enumerate(part.ids):
-        if printable(name) != name:
-            unreadable.append((printable(name), "its name is not UTF-8"))
+        found = leaks.examine(part, i)
+        if isinstance(found, str):
+            unreadable.append((printable(name), found))
             continue
-        try:
-            data = part.encoded(i)
-            mark = leaks.fingerprint(data)
-        except (DecodeError, OSError) as error:
-            unreadable.append((printable(name), " ".join(str(error).split())))
-            continue
+        data, mark = found
         record = builder.record(data, int(part.labels[i]), name, groups[i] if groups else "")
         flat = mark.thumbnail.reshape(-1).std() < leaks.MIN_CONTRAST
         rows.append((first + i, len(data), len(record), mark.digest, mark.phash, flat))
@@ -82,8 +77,7 @@ class Scan:
         self.record_bytes = {name: _join(of, "record_bytes") for name, of in found.items()}
         self.unreadable = [row for chunk in chunks for row in chunk.unreadable]
         self.digest, self.phash, self.flat = (
-            np.concatenate([getattr(chunk, name) for chunk in chunks])
-            for name in ("digest", "phash", "flat")
+            _join(chunks, name) for name in ("digest", "phash", "flat")
         )
         self._scratch = scratch
         self._starts = np.cumsum([0, *(len(chunk.readable) for chunk in chunks)])

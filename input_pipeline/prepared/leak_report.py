@@ -34,11 +34,6 @@ def copies_elsewhere(
     return dict(elsewhere)
 
 
-def training_copies(elsewhere: dict[int, set[str]], pictures: Sequence[Picture]) -> set[int]:
-    """Pictures of Train with a copy in Validation or Test: --drop_leaks leaves these out."""
-    return {i for i in elsewhere if pictures[i].split == "Train"}
-
-
 def report(
     pictures: Sequence[Picture],
     duplicates: leaks.Duplicates,
@@ -53,6 +48,7 @@ def report(
         dropped: whether the training copies are left out of the prepared set.
     """
     elsewhere = copies_elsewhere(pictures, duplicates)
+    training_copies = sorted(pictures[i].id for i in elsewhere if pictures[i].split == "Train")
     size = Counter(p.split for p in pictures)
     across = [
         {"split": split, "copy_in": other, "pictures": count, "share": count / size[split]}
@@ -109,9 +105,7 @@ def report(
         "exact_with_both_labels": sum(len(labels) > 1 for labels in classes),
         "groups_in_several_splits": sorted(g for g, where in groups.items() if len(where) > 1),
         "too_flat_to_compare": len(duplicates.flat),
-        "dropped": sorted(pictures[i].id for i in training_copies(elsewhere, pictures))
-        if dropped
-        else [],
+        "dropped": training_copies if dropped else [],
         "unreadable": [{"id": name, "reason": reason} for name, reason in unreadable],
         "exact": [
             {

@@ -18,7 +18,8 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from input_pipeline.decode import decode
+from input_pipeline.decode import DecodeError, decode
+from input_pipeline.sources import Source, printable
 
 # Chosen by looking at pairs of two real sets (DFDC crops, FFHQ): above 0.97 nearly all show one
 # scene; around 0.95 some show the same person at another time. A doubtful pair counts as a copy: a
@@ -54,6 +55,17 @@ def fingerprint(data: bytes) -> Fingerprint:
         phash=int.from_bytes(np.packbits(bits).tobytes(), "big"),
         thumbnail=thumbnail,
     )
+
+
+def examine(source: Source, i: int) -> tuple[bytes, Fingerprint] | str:
+    """The file of a picture and its fingerprint, or why the picture is left out."""
+    if printable(source.ids[i]) != source.ids[i]:
+        return "its name is not UTF-8"
+    try:
+        data = source.encoded(i)
+        return data, fingerprint(data)
+    except (DecodeError, OSError) as error:
+        return " ".join(str(error).split())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -194,11 +194,15 @@ def _of_parquet(source: str, files: Sequence[str], column: str | None) -> Input:
     return Input("parquet", entries, column=column, from_parquet=True)
 
 
-def _parquet(file: str) -> pq.ParquetFile:
+def _parquet(file: str, column: str | None = None) -> pq.ParquetFile:
+    """Opens a file; with `column`, one that must have it."""
     try:
-        return pq.ParquetFile(fsspec.open(file, "rb").open(), pre_buffer=False)
+        parquet = pq.ParquetFile(fsspec.open(file, "rb").open(), pre_buffer=False)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"--input={file}: not a Parquet file that can be read: {error}") from error
+    if column is not None and column not in parquet.schema_arrow.names:
+        raise UserError(f"--input={file}: no column {column}, which the first file has")
+    return parquet
 
 
 def _holds_bytes(type_: pa.DataType) -> bool:
@@ -214,9 +218,7 @@ def _holds_text(type_: pa.DataType) -> bool:
 
 def _of_parquet_lists(files: Sequence[str], column: str) -> Iterator[Entry]:
     for file in files:
-        with _parquet(file) as parquet:
-            if column not in parquet.schema_arrow.names:
-                raise UserError(f"--input={file}: no column {column}, which the first file has")
+        with _parquet(file, column) as parquet:
             try:
                 for batch in parquet.iter_batches(4096, columns=[column]):
                     for name in batch.column(0).to_pylist():
@@ -227,9 +229,7 @@ def _of_parquet_lists(files: Sequence[str], column: str) -> Iterator[Entry]:
 
 def _of_parquet_sets(files: Sequence[str], column: str, name_column: str | None) -> Iterator[Entry]:
     for file in files:
-        with _parquet(file) as parquet:
-            if column not in parquet.schema_arrow.names:
-                raise UserError(f"--input={file}: no column {column}, which the first file has")
+        with _parquet(file, column) as parquet:
             first = 0
             for group in range(parquet.num_row_groups):
                 rows = parquet.metadata.row_group(group).num_rows

@@ -164,10 +164,10 @@ def run(ray: ModuleType, job: Job, on_answers: Callable[[int], None]) -> None:
       UserError: the disk is full, or a worker raised it.
     """
     left = [i for i in range(len(job.plan.rows)) if i not in job.done]
-    open_shards: dict[int, shards.Shard] = {}
+    open_shards = {i: shards.Shard(int(job.plan.rows[i])) for i in left}
     chunks = job.plan.chunks[np.isin(job.plan.chunks[:, 0], left)]
     _round(ray, job, plan.tasks(chunks), open_shards, on_answers, single=False)
-    missing = _missing(job, left, open_shards)
+    missing = _missing(open_shards)
     if missing:
         if len(missing) > _SINGLE_ROWS:
             raise UserError(
@@ -176,7 +176,7 @@ def run(ray: ModuleType, job: Job, on_answers: Callable[[int], None]) -> None:
             )
         singles = np.array([(shard, row, row + 1) for shard, row in missing])
         _round(ray, job, singles, open_shards, on_answers, single=True)
-        missing = _missing(job, left, open_shards)
+        missing = _missing(open_shards)
         if len(missing) == sum(int(job.plan.rows[i]) for i in left):  # not the pictures' fault
             raise UserError(
                 f"none of {len(missing):,} pictures was answered: every task failed or was killed;"
@@ -184,19 +184,21 @@ def run(ray: ModuleType, job: Job, on_answers: Callable[[int], None]) -> None:
                 " say more (/tmp/ray/session_latest/logs)"
             )
         for shard, row in missing:
-            lost = open_shards.setdefault(shard, shards.Shard(int(job.plan.rows[shard])))
-            on_answers(lost.take(row, (None, None, _GAVE_UP, None)))
-            if lost.complete:
-                _write(job, shard, open_shards.pop(shard))
+            on_answers(_take(job, open_shards, shard, row, (None, None, _GAVE_UP, None)))
 
 
-def _missing(job: Job, left: list[int], open_shards: dict) -> list[tuple[int, int]]:
-    out = []
-    for shard in left:
-        if shard not in job.done:
-            kept = open_shards.get(shard) or shards.Shard(int(job.plan.rows[shard]))
-            out += [(shard, row) for row in kept.missing()]
-    return out
+def _missing(open_shards: dict[int, shards.Shard]) -> list[tuple[int, int]]:
+    return [(shard, row) for shard, kept in open_shards.items() for row in kept.missing()]
+
+
+def _take(job: Job, open_shards: dict[int, shards.Shard], shard: int, row: int, answer) -> bool:
+    """Keeps an answer, and writes its shard if that is complete. Returns whether it is new."""
+    if shard not in open_shards:  # written already
+        return False
+    is_new = open_shards[shard].take(row, answer)
+    if open_shards[shard].complete:
+        _write(job, shard, open_shards.pop(shard))
+    return is_new
 
 
 def _round(ray, job: Job, chunks: np.ndarray, open_shards: dict, on_answers, *, single: bool):
@@ -204,16 +206,10 @@ def _round(ray, job: Job, chunks: np.ndarray, open_shards: dict, on_answers, *, 
     # process before it can report the error.
     with contextlib.closing(_answers(ray, job, chunks, single=single)) as tables:
         for table in tables:
-            new = 0
-            for shard, row, *answer in zip(*(c.to_pylist() for c in table.columns), strict=True):
-                if shard in job.done:
-                    continue
-                if shard not in open_shards:
-                    open_shards[shard] = shards.Shard(int(job.plan.rows[shard]))
-                new += open_shards[shard].take(row, tuple(answer))
-                if open_shards[shard].complete:
-                    _write(job, shard, open_shards.pop(shard))
-            on_answers(new)
+            rows = zip(*(c.to_pylist() for c in table.columns), strict=True)
+            on_answers(
+                sum(_take(job, open_shards, shard, row, answer) for shard, row, *answer in rows)
+            )
 
 
 def _write(job: Job, shard: int, answers: shards.Shard) -> None:
@@ -234,6 +230,8 @@ def _answers(ray: ModuleType, job: Job, chunks: np.ndarray, *, single: bool) -> 
     lost repeatedly, not at all."""
     if not len(chunks):
         return
+    from mnv4_jax.fleet.scorer import Scorer  # imports JAX, which the driver must not start
+
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = decoding.BLOCK_BYTES
     context.max_errored_blocks = -1 if single else max(2, int(_LOST_CHUNKS * len(chunks)))
@@ -252,7 +250,7 @@ def _answers(ray: ModuleType, job: Job, chunks: np.ndarray, *, single: bool) -> 
         decode, batch_size=None, batch_format="numpy", num_cpus=0.5, max_retries=_RETRIES
     )
     answers = views.map_batches(
-        _scorer_class(),
+        Scorer,
         fn_constructor_args=(job.card, job.options.raw, threads),
         batch_size=None,
         batch_format="pyarrow",
@@ -263,12 +261,6 @@ def _answers(ray: ModuleType, job: Job, chunks: np.ndarray, *, single: bool) -> 
         yield from answers.iter_batches(batch_size=None, batch_format="pyarrow")
     except ray.exceptions.RayError as error:
         raise engine.user_error(error) or error from None
-
-
-def _scorer_class() -> type:
-    from mnv4_jax.fleet.scorer import Scorer  # imports JAX, which the driver must not start
-
-    return Scorer
 
 
 def _scorers(ray: ModuleType, wanted: int) -> tuple[int, dict[str, Any], int]:

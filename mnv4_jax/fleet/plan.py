@@ -4,6 +4,7 @@ group per shard. No process has to hold it in memory.
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -55,7 +56,9 @@ def write(given: Input, store: Store, *, shard_rows: int, limit: int | None = No
     hashed = hashlib.blake2b(digest_size=16)
     rows, chunks = [], []
     with pq.ParquetWriter(store.draft(FILE), _SCHEMA, compression="zstd") as writer:
-        for shard in _shards(_first(given.entries, limit), shard_rows, given.kind == "parquet"):
+        for shard in _shards(
+            itertools.islice(given.entries, limit), shard_rows, given.kind == "parquet"
+        ):
             for entry in shard:
                 hashed.update(b"%b\0%b\0%d\0%d\n" % entry[:4])
             columns = zip(*shard, strict=True)
@@ -112,13 +115,6 @@ def _footer(store: Store) -> pq.FileMetaData:
         with store.open(FILE) as stream:
             _FOOTERS[store.folder] = pq.read_metadata(stream)
     return _FOOTERS[store.folder]
-
-
-def _first(found: Iterator[Entry], limit: int | None) -> Iterator[Entry]:
-    for i, entry in enumerate(found):
-        if limit is not None and i >= limit:
-            return
-        yield entry
 
 
 def _shards(found: Iterator[Entry], size: int, whole_groups: bool) -> Iterator[list[Entry]]:

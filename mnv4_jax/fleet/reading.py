@@ -1,6 +1,7 @@
 """Reads the encoded pictures of input entries, in the process that decodes them."""
 
 import functools
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 
@@ -24,8 +25,9 @@ def read(entries: Sequence[Entry], kind: str, column: str = "") -> Iterator[byte
     """
     if kind == "parquet":
         return _from_parquet(entries, column)
-    one = {"files": None, "tar": _from_tar, "prepared": _from_prepared}[kind]
-    return map(_caught(one), entries) if one else _from_files(entries)
+    if kind == "files":
+        return _from_files(entries)
+    return map(_caught({"tar": _from_tar, "prepared": _from_prepared}[kind]), entries)
 
 
 def _caught(function):
@@ -115,13 +117,8 @@ def _prepared(folder: str, split: str) -> Source:
 
 def _from_parquet(entries: Sequence[Entry], column: str) -> Iterator[bytes | OSError]:
     """Reads row group by row group. After damage, each later row of the group gets the error."""
-    start = 0
-    while start < len(entries):
-        source, group = entries[start].source, entries[start].part
-        stop = start
-        while stop < len(entries) and entries[stop][1:3] == (source, group):
-            stop += 1
-        rows = [entry.at for entry in entries[start:stop]]
+    for (source, group), some in itertools.groupby(entries, lambda entry: entry[1:3]):
+        rows = [entry.at for entry in some]
         given = 0
         try:
             for data in _rows(os.fsdecode(source), group, column, rows):
@@ -129,7 +126,6 @@ def _from_parquet(entries: Sequence[Entry], column: str) -> Iterator[bytes | OSE
                 given += 1
         except (OSError, pa.ArrowException) as error:
             yield from [_as_os_error(error)] * (len(rows) - given)
-        start = stop
 
 
 def _rows(file: str, group: int, column: str, rows: Sequence[int]) -> Iterator[bytes | OSError]:

@@ -18,9 +18,6 @@ from mnv4_jax.measure import calibration
 from mnv4_jax.runtime import compilation_cache, memory
 from mnv4_jax.runtime.mesh import make_mesh
 
-_BATCH_SIZES = {"cpu": 16}  # see scoring.py
-_BATCH_SIZE_ELSEWHERE = 128
-
 
 @dataclasses.dataclass(frozen=True)
 class Card:
@@ -86,7 +83,7 @@ class Scorer:
         self._model = loaded.model
         self._temperature = (loaded.calibration or {}).get("temperature", 1.0)
         self._mesh = make_mesh()
-        size = _BATCH_SIZES.get(jax.default_backend(), _BATCH_SIZE_ELSEWHERE)
+        size = 16 if jax.default_backend() == "cpu" else 128  # see scoring.py
         self._batch_size = -(-size // self._mesh.size) * self._mesh.size
 
     def __call__(self, views: pa.Table) -> pa.Table:

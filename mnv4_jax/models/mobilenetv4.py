@@ -5,7 +5,6 @@ Block strings and attribute names are timm's, so a parameter's path here matches
 """
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -224,31 +223,26 @@ class UniversalInvertedBottleneck(nnx.Module):
         expanded = divisible(inputs * e)
         kw = {"dtype": dtype, "rng": rng}
         self.residual = inputs == outputs and s == 1
-        if a:
-            start = 1 if k else s
-            self.dw_start = ConvNorm(
-                inputs, inputs, a, stride=start, groups=inputs, relu=False, **kw
-            )
+        start = {"stride": 1 if k else s, "groups": inputs, "relu": False}
+        self.dw_start = ConvNorm(inputs, inputs, a, **start, **kw) if a else None
         self.pw_exp = ConvNorm(inputs, expanded, 1, **kw)
-        if k:
-            self.dw_mid = ConvNorm(expanded, expanded, k, stride=s, groups=expanded, **kw)
+        middle = {"stride": s, "groups": expanded}
+        self.dw_mid = ConvNorm(expanded, expanded, k, **middle, **kw) if k else None
         self.pw_proj = ConvNorm(expanded, outputs, 1, relu=False, **kw)
-        if layer_scale:
-            self.layer_scale = LayerScale(outputs, dtype=dtype)
-        self.start, self.middle, self.scaled = bool(a), bool(k), layer_scale
+        self.layer_scale = LayerScale(outputs, dtype=dtype) if layer_scale else None
 
     @property
     def last_scale(self) -> nnx.Param:
         return self.pw_proj.bn.scale
 
     def __call__(self, x, *, train: bool):
-        if self.start:
+        if self.dw_start:
             x = self.dw_start(x, train=train)
         x = self.pw_exp(x, train=train)
-        if self.middle:
+        if self.dw_mid:
             x = self.dw_mid(x, train=train)
         x = self.pw_proj(x, train=train)
-        return self.layer_scale(x) if self.scaled else x
+        return self.layer_scale(x) if self.layer_scale else x
 
 
 class MobileAttention(nnx.Module):
@@ -337,7 +331,7 @@ def parse_stage(stage: str) -> list[tuple[str, dict[str, int]]]:
     blocks = []
     for string in stage.split():
         kind, *fields = string.split("_")
-        spec = {f[0]: int(f[1:]) for f in fields if re.fullmatch(r"[a-z]\d+", f)}
+        spec = {field[0]: int(field[1:]) for field in fields}
         repeats = spec.pop("r")
         blocks += [(kind, spec | ({} if i == 0 else {"s": 1})) for i in range(repeats)]
     return blocks

@@ -110,17 +110,13 @@ def reference(x, kernel, *, stride: int = 1, padding: int | None = None, groups:
     )
 
 
-def _out_size(size, k, stride, padding):
-    return (size + 2 * padding - k) // stride + 1
-
-
-def _windows(x, k, stride, padding, out_hw):
+def _windows(x, k, stride, padding):
     """Yields (i, j, the input under tap i, j [B, Ho, Wo, C]), row by row.
 
     A strided window is a plain slice of one stride phase of the input: XLA would read a strided
     slice element by element.
     """
-    h, w = out_hw
+    h, w = ((n + 2 * padding - kk) // stride + 1 for n, kk in zip(x.shape[1:3], k, strict=True))
     s = stride
     rows, cols = h + (k[0] - 1) // s, w + (k[1] - 1) // s
     x = x[:, : rows * s - padding, : cols * s - padding]  # a stride may not use the last rows
@@ -136,24 +132,18 @@ def _windows(x, k, stride, padding, out_hw):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(x, kernel, stride, padding):
     """x [B, H, W, C] with kernel [kh, kw, C], as a sum of shifted products."""
-    k = kernel.shape[:2]
-    out_hw = [_out_size(n, kk, stride, padding) for n, kk in zip(x.shape[1:3], k, strict=True)]
     wide = _accumulator(x)
-    windows = _windows(x, k, stride, padding, out_hw)
+    windows = _windows(x, kernel.shape[:2], stride, padding)
     y = sum(w.astype(wide) * kernel[i, j].astype(wide) for i, j, w in windows)
     return y.astype(x.dtype)
 
 
-def _depthwise_fwd(x, kernel, stride, padding):
-    return _depthwise(x, kernel, stride, padding), (x, kernel)
-
-
 def _depthwise_bwd(stride, padding, residuals, dy):
     x, kernel = residuals
-    k, wide = kernel.shape[:2], _accumulator(dy)
+    wide = _accumulator(dy)
     taps = [
         jnp.sum(w.astype(wide) * dy.astype(wide), axis=(0, 1, 2))
-        for _, _, w in _windows(x, k, stride, padding, dy.shape[1:3])
+        for _, _, w in _windows(x, kernel.shape[:2], stride, padding)
     ]
     dkernel = jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
     return _depthwise_dx(dy, kernel, x.shape, stride, padding), dkernel
@@ -191,13 +181,12 @@ def _depthwise_dx(dy, kernel, shape, stride, padding):
     return dx[:, padding : padding + shape[1], padding : padding + shape[2]]
 
 
-_depthwise.defvjp(_depthwise_fwd, _depthwise_bwd)
+_depthwise.defvjp(lambda x, k, stride, pad: (_depthwise(x, k, stride, pad), (x, k)), _depthwise_bwd)
 
 
 def _patches(x, k, stride, padding):
     """[B, H, W, C] -> [B, Ho, Wo, kh * kw * C]: every window, flat."""
-    out_hw = [_out_size(n, kk, stride, padding) for n, kk in zip(x.shape[1:3], k, strict=True)]
-    return jnp.concatenate([w for _, _, w in _windows(x, k, stride, padding, out_hw)], axis=-1)
+    return jnp.concatenate([w for _, _, w in _windows(x, k, stride, padding)], axis=-1)
 
 
 def _dot(x, matrix):

@@ -170,13 +170,14 @@ def _thresholds(p_fake, labels, groups, fitted) -> list[dict[str, Any]]:
             }
             for rate, threshold in fitted["thresholds"].items()
         ]
-    if present := one_class.only_class(labels):
-        for row in rows:
-            row |= dict.fromkeys(one_class.RATE.values(), one_class.undefined(present))
-            row[one_class.RATE[present]] = one_class.rate(p_fake >= row["threshold"], groups)
-        return rows
+    present = one_class.only_class(labels)
     for row in rows:
-        row |= metrics.rates_of(labels, p_fake >= row["threshold"], groups)
+        called = p_fake >= row["threshold"]
+        if present:
+            row |= dict.fromkeys(one_class.RATE.values(), one_class.undefined(present))
+            row[one_class.RATE[present]] = one_class.rate(called, groups)
+        else:
+            row |= metrics.rates_of(labels, called, groups)
     return rows
 
 

@@ -23,10 +23,8 @@ RATE = {"real": "false_alarm_rate", "fake": "recall_fake"}
 
 def only_class(labels: np.ndarray) -> str | None:
     """ "fake" or "real" if all of `labels` [N] are of that class; None if there are both."""
-    present = set(np.unique(labels).tolist())
-    return {frozenset({metrics.FAKE}): "fake", frozenset({metrics.REAL}): "real"}.get(
-        frozenset(present)
-    )
+    present = np.unique(labels)
+    return {metrics.FAKE: "fake", metrics.REAL: "real"}[present[0]] if len(present) == 1 else None
 
 
 def undefined(present: str) -> dict[str, Any]:

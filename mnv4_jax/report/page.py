@@ -14,7 +14,7 @@ from PIL import Image
 
 from input_pipeline.sources import Subset
 from mnv4_jax.detector import explain
-from mnv4_jax.measure import audit, metrics
+from mnv4_jax.measure import audit, calibration, metrics
 from mnv4_jax.measure.corruptions import CORRUPTIONS
 from mnv4_jax.report import one_class, plots
 
@@ -113,12 +113,10 @@ def _plots(result, name: str) -> dict[str, str]:
         }
         for row in summary["thresholds"]
     ]
-    curves = {"calibrated": p_fake}
+    curves = {"not calibrated": p_fake}
     if summary["calibration"]:
-        z = metrics.log_odds(result.logits)
-        curves = {"before calibration": np.exp(-np.logaddexp(0, -z)), **curves}
-    else:
-        curves = {"not calibrated": p_fake}
+        before = calibration.p_fake(result.logits)
+        curves = {"before calibration": before, "calibrated": p_fake}
     return {
         "roc": plots.roc(labels, p_fake, points, name=f"ROC curve, {name}"),
         "precision_recall": plots.precision_recall(
@@ -137,27 +135,17 @@ def _robustness_plots(
     if robustness is None:
         return {}
     clean, *rows = robustness["rows"]
-    if only:
-        return {
-            kind: plots.rate_under_damage(
-                kind,
-                [clean] + [row for row in rows if row["kind"] == kind],
-                of=only,
-                name=f"Robustness to {kind}, {name}",
-            )
-            for kind in CORRUPTIONS
-        }
     lows = [row["auc"]["ci95"][0] for row in robustness["rows"]]
-    lowest_auc = min(0.4, *(low - 0.02 for low in lows if math.isfinite(low)), 0.4)
-    return {
-        kind: plots.robustness(
-            kind,
-            [clean] + [row for row in rows if row["kind"] == kind],
-            lowest_auc=lowest_auc,
-            name=f"Robustness to {kind}, {name}",
-        )
-        for kind in CORRUPTIONS
-    }
+    lowest_auc = min([0.4, *(low - 0.02 for low in lows if math.isfinite(low))])
+
+    def plot(kind: str) -> str:
+        shown = [clean, *(row for row in rows if row["kind"] == kind)]
+        title = f"Robustness to {kind}, {name}"
+        if only:
+            return plots.rate_under_damage(kind, shown, of=only, name=title)
+        return plots.robustness(kind, shown, lowest_auc=lowest_auc, name=title)
+
+    return {kind: plot(kind) for kind in CORRUPTIONS}
 
 
 def _attack_plots(attack: Mapping[str, Any] | None, name: str) -> dict[str, str]:

@@ -188,7 +188,7 @@ FAULTS = [
     ),
     *_of(
         "mnv4_jax/report/judge.py",
-        ("intervals without groups", "row[\"threshold\"], groups)\n    return rows", "row[\"threshold\"])\n    return rows", EVALUATE),
+        ("intervals without groups", "metrics.rates_of(labels, called, groups)", "metrics.rates_of(labels, called)", EVALUATE),
         ("unreadable pictures not named", "\"unreadable\": unreadable,", "\"unreadable\": [],", EVALUATE),
         ("no_score not counted", "for i, why in scores.refused.items()],", "for i, why in ()],", f"{EVALUATE}::test_what_holds_no_evidence_is_counted_and_not_judged"),
         ("uncalibrated scores in the report", "p_fake = calibration.p_fake(scores.logits, fitted[\"temperature\"])", "p_fake = calibration.p_fake(scores.logits)", EVALUATE),
