@@ -5,7 +5,8 @@
 Every row is trained on `--home` at 128 px, once per seed, and evaluated on its Test: clean,
 attacked (fakes alone, the worst attack on each picture), damaged, and clean on the other sets.
 Existing runs and reports are not made again; the table has the finished rows, with medians over
-seeds. A budget is in whole 255ths: half a 255th is lost when a file is rounded.
+seeds; frontier-HOME.png shows what robustness costs. A budget is in whole 255ths: half a 255th is
+lost when a file is rounded.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 
 import numpy as np
 from leave_one_out import FAMILIES, PHOTOGRAPHS
+from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 METHODS = ("none", "fgsm", "pgd", "trades")
@@ -45,6 +47,7 @@ def main() -> None:
         for method, budget in rows:
             run(method, budget, seed, args)
             print_table(rows, args)
+    plot_frontier(rows, args)
 
 
 def run(method: str, budget: int, seed: int, args) -> None:
@@ -124,15 +127,33 @@ def print_table(rows, args) -> None:
     titles += [f"{what} at {b}/255" for b in budgets for what in ("AUC", "accuracy")]
     titles += ["AUC, damaged (mean)", *families]
     print(f"\n| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
-    for method, budget in rows:
-        found = [
-            figures(folder, budgets, families)
-            for seed in args.seeds
-            if ((folder := folder_of(method, budget, seed, args)) / "elsewhere.json").exists()
-        ]
-        name = "plain" if method == "none" else f"{method}, {budget}/255"
+    for row in rows:
+        found = [figures(folder, budgets, families) for folder in finished(*row, args)]
         cells = [f"{x:.3f}" for x in np.median(found, axis=0)] if found else ["–"]
-        print(f"| {name} | {len(found)} |", " | ".join(cells), "|", flush=True)
+        print(f"| {name_of(*row)} | {len(found)} |", " | ".join(cells), "|", flush=True)
+
+
+def plot_frontier(rows, args) -> None:
+    """A point per run: AUC on clean pictures and at the lowest budget of `--attack`."""
+    axes = Figure(figsize=(5, 4), layout="constrained").subplots()
+    lowest = int(args.attack.split(",")[0])
+    for row in rows:
+        points = [figures(folder, [lowest], []) for folder in finished(*row, args)]
+        if points:
+            axes.plot(*zip(*[(p[0], p[3]) for p in points], strict=True), "o", label=name_of(*row))
+    axes.axhline(0.7, color="grey", linestyle=":", linewidth=1)
+    axes.set(xlabel=f"AUC on {args.home} Test", ylabel=f"AUC under attack at {lowest}/255, worst")
+    axes.legend(title="trained on")
+    axes.figure.savefig(args.workdir / f"frontier-{args.home}.png", dpi=110)
+
+
+def finished(method: str, budget: int, args) -> list[pathlib.Path]:
+    folders = [folder_of(method, budget, seed, args) for seed in args.seeds]
+    return [folder for folder in folders if (folder / "elsewhere.json").exists()]
+
+
+def name_of(method: str, budget: int) -> str:
+    return "plain" if method == "none" else f"{method}, {budget}/255"
 
 
 def figures(workdir: pathlib.Path, budgets: list[int], families: list[str]) -> list[float]:
