@@ -22,10 +22,9 @@ for _name, _like in TRANSFORMERS.items():
 
 HYBRID = "narrow_hybrid"
 STEM, FEATURES = 8, 64
-STAGES = (  # attention with fewer keys than queries, and with as many
+STAGES = (  # attention with fewer keys than queries, and with as many; a grid of 8 px
     "er_r1_k3_s2_e4_c16",
-    "uir_r1_a3_k3_s2_e2_c24 mqa_r1_k3_h2_s1_v2_d8_c24 uir_r1_a3_k0_s1_e2_c24",
-    "uir_r1_a5_k5_s2_e2_c32 mqa_r1_k3_h2_s1_v1_d8_c32 uir_r1_a0_k0_s1_e2_c32",
+    "uir_r1_a3_k3_s2_e2_c24 mqa_r1_k3_h2_s1_v2_d8_c24 mqa_r1_k3_h2_s1_v1_d8_c24",
     "cn_r1_k1_s1_c48",
 )
 mobilenetv4.VARIANTS[HYBRID] = mobilenetv4.Variant(

@@ -54,7 +54,8 @@ def export(safetensors: bytes, *, pixels: str = "uint8") -> bytes:
         file = pathlib.Path(folder) / "model.safetensors"
         file.write_bytes(safetensors)
         detector = torch_module.load(file)
-    example = torch.zeros((2, 128, 128, 3), dtype=getattr(torch, pixels))
+    side = 112  # px; patches of 14 and of 16 px divide it
+    example = torch.zeros((2, side, side, 3), dtype=getattr(torch, pixels))
     free = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():  # PyTorch's exporter triggers PyTorch's own deprecations

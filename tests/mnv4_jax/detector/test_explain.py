@@ -70,7 +70,7 @@ def test_the_detector_explains_pictures_of_any_shape(model):
 
 def narrow_detector(name):
     """(detector in float64 with random weights, a noise picture): a grid of four by four."""
-    size = 4 * (vit.VARIANTS[name].patch if name in vit.VARIANTS else 16)
+    size = 4 * (vit.VARIANTS[name].patch if name in vit.VARIANTS else 8)
     config = tiny_config(**{"model.name": name, "data.image_size": size, "model.dtype": "float64"})
     built = classifier.build(config, seed=0)
     graphdef, params, stats = nnx.split(built, nnx.Param, nnx.BatchStat)
