@@ -17,7 +17,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import NamedTuple
@@ -25,8 +25,9 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from input_pipeline import engine
 from input_pipeline.cli import ArgumentParser, UserError, run
-from input_pipeline.prepared import builder, crops, leak_report, leaks
+from input_pipeline.prepared import builder, crops, distributed, leak_report, leaks
 from input_pipeline.sources import (
     LAYOUT,
     SPLITS,
@@ -67,7 +68,9 @@ def main() -> int | None:
         console=Console(stderr=True),
     )
     with contextlib.ExitStack() as stack:
-        ray = stack.enter_context(_ray(flags))
+        ray = None
+        if flags.ray is not None:
+            ray = stack.enter_context(engine.running(None if flags.ray == _HERE else flags.ray))
         stack.enter_context(progress)
         found = _look(ray, sources, flags.threads, out, progress)
         pictures = [
@@ -113,23 +116,9 @@ class _Found(NamedTuple):
     unreadable: Sequence[tuple[str, str]]
 
 
-@contextlib.contextmanager
-def _ray(flags: argparse.Namespace) -> Iterator[ModuleType | None]:
-    """Ray with --ray, otherwise None."""
-    if flags.ray is None:
-        yield None
-        return
-    from input_pipeline import engine
-
-    with engine.running(None if flags.ray == _HERE else flags.ray) as ray:
-        yield ray
-
-
 def _look(ray, sources: dict, threads: int, out: pathlib.Path, progress: Progress) -> _Found:
     """Reads every picture and compares them all, in this process or by Ray."""
     if ray:
-        from input_pipeline.prepared import distributed
-
         reading = progress.add_task("reading", total=sum(len(s) for s in sources.values()))
         scan = distributed.scan(ray, sources, out, lambda n: progress.advance(reading, n))
         _check_any_readable(sources, scan.readable)
@@ -318,17 +307,12 @@ def _write_set(
     facts: dict,
     on_written: Callable[..., None],
 ) -> None:
-    write_shards = None
-    if ray:
-        from input_pipeline.prepared import distributed
-
-        write_shards = distributed.write_shards(ray, on_written)
     writer = builder.DeepfakeFaces(
         data_dir=os.fspath(out),
         splits=splits,
         facts=facts,
         on_written=on_written,
-        write_shards=write_shards,
+        write_shards=distributed.write_shards(ray, on_written) if ray else None,
     )
     try:
         writer.write()

@@ -10,7 +10,7 @@ process, by looking up neighbours.)
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -62,10 +62,6 @@ def pairs_in(hashes: np.ndarray, table: Sequence[int], max_distance: int) -> np.
     Returns:
         [M, 2] int64, left < right, in any order.
     """
-    return np.concatenate([np.empty((0, 2), np.int64), *_pairs_in(hashes, table, max_distance)])
-
-
-def _pairs_in(hashes: np.ndarray, table: Sequence[int], max_distance: int) -> Iterator[np.ndarray]:
     group, *must_differ = (np.uint64(mask) for mask in table)
     keys = hashes & group
     order = np.argsort(keys, kind="stable")
@@ -74,6 +70,7 @@ def _pairs_in(hashes: np.ndarray, table: Sequence[int], max_distance: int) -> It
     ends = np.flatnonzero(np.append(keys[1:] != keys[:-1], True)) + 1
     sizes = np.diff(ends, prepend=0)
     after = np.arange(1, len(keys) + 1)
+    found = [np.empty((0, 2), np.int64)]
     for left, right in leaks.expand(after, np.repeat(ends, sizes)):
         left, right = order[left], order[right]
         apart = hashes[left] ^ hashes[right]
@@ -82,4 +79,5 @@ def _pairs_in(hashes: np.ndarray, table: Sequence[int], max_distance: int) -> It
         for mask in must_differ:
             keep = apart & mask != 0
             left, right, apart = left[keep], right[keep], apart[keep]
-        yield np.stack([np.minimum(left, right), np.maximum(left, right)], axis=1)
+        found.append(np.stack([np.minimum(left, right), np.maximum(left, right)], axis=1))
+    return np.concatenate(found)

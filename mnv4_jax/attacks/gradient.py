@@ -20,8 +20,8 @@ def fgsm(logits: Logits, images, labels, budget, key, *, random_start: bool = Fa
       random_start: start at a random point within the budget (Wong et al., ICLR 2020).
     """
     start = _anywhere(images, budget, key, "linf") if random_start else images
-    step = jnp.sign(_gradient(logits, "ce", start, labels))
-    x = project(start + budget * step, images, budget, "linf")
+    _, gradient = _value_and_gradient(logits, "ce", start, labels=labels)
+    x = project(start + budget * jnp.sign(gradient), images, budget, "linf")
     return as_file(x, images, budget, "linf")
 
 
@@ -133,10 +133,6 @@ def _checkpoints(steps: int) -> set[int]:
         found.add(-(-int(1e6 * shares[-1] * steps) // 10**6))
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
     return found
-
-
-def _gradient(logits: Logits, loss: str, x, labels) -> jax.Array:
-    return jax.grad(lambda x: jnp.sum(LOSSES[loss](logits(x), labels)))(x)
 
 
 def _value_and_gradient(logits: Logits, loss: str, x, *, labels) -> tuple[jax.Array, jax.Array]:

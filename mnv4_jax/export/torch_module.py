@@ -55,7 +55,9 @@ class Detector(nn.Module):
         self.mode, self.gain = mode, 0.0 if mode == "none" else settings["gabor"]["gain"]
         self.temperature = (settings["calibration"] or {}).get("temperature", 1.0)
         self.gabor = None if mode == "none" else Gabor(taps, settings["gabor"]["response"])
-        further = {"concat": 1, "enhance": 0, "none": 0}[mode] and self._responses(settings, taps)
+        further = 0
+        if mode == "concat":
+            further = len(taps) // (2 if self.gabor.response == "magnitude" else 1)
         sizes = {}
         if settings["model"].startswith("vit_"):  # resamples positions for other picture sizes
             trained_on = settings["config"]["data"]["image_size"]
@@ -66,10 +68,6 @@ class Detector(nn.Module):
         for name in ("mean", "std"):
             values = torch.tensor(settings["normalisation"][name]).view(1, 3, 1, 1)
             self.register_buffer(name, values, persistent=False)
-
-    @staticmethod
-    def _responses(settings, taps):
-        return len(taps) // (2 if settings["gabor"]["response"] == "magnitude" else 1)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """[B, H, W, 3] RGB, uint8 or float in [0, 1] -> [B] calibrated probability of a fake."""

@@ -116,11 +116,8 @@ def _of_folder(source: str, fs, path: str, column: str | None) -> Input:
         if any(glob.glob(pattern, root_dir=source) for pattern in patterns):
             return Input("prepared", _of_prepared(source))
         files = listing.pictures(source, passed_over)
-        names = (
-            []
-            if files
-            else sorted(glob.glob(os.path.join(glob.escape(source), "**"), recursive=True))
-        )
+        pattern = os.path.join(glob.escape(source), "**")
+        names = [] if files else sorted(glob.glob(pattern, recursive=True))
     for ending in (".parquet", ".tar"):
         of_kind = [name for name in names if name.endswith(ending)]
         if of_kind and not files:

@@ -3,8 +3,6 @@
 Both are fitted on Validation, saved in the checkpoint and applied unchanged everywhere else.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from mnv4_jax.measure import metrics
@@ -13,13 +11,7 @@ FALSE_ALARM_RATES = (0.01, 0.05, 0.10)
 TEMPERATURES = (0.01, 100.0)  # the fit to a useless model would be infinity
 
 
-def fit(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    *,
-    set_of: np.ndarray | None = None,
-    split: str = "Validation",
-) -> dict | None:
+def fit(logits: np.ndarray, labels: np.ndarray, *, set_of: np.ndarray | None = None) -> dict | None:
     """The `calibration` of a checkpoint, or None if it cannot be fitted: a class is missing, or a
     logit is not finite.
 
@@ -31,7 +23,7 @@ def fit(
 
     Returns:
       {"temperature": T, "thresholds": {"0.01": p, …}, "clear_below": {"0.01": p, …},
-      "achieved": {"0.01": `rates_at` the threshold, …}, "split": split, "n": N}
+      "achieved": {"0.01": `rates_at` the threshold, …}, "split": "Validation", "n": N}
     """
     if len(np.unique(labels)) < 2 or not np.isfinite(logits).all():
         return None
@@ -48,7 +40,7 @@ def fit(
         "thresholds": thresholds,
         "clear_below": fit_clear_below(logits, labels, temperature=temperature),
         "achieved": {rate: rates_at(p, labels, t) for rate, t in thresholds.items()},
-        "split": split,
+        "split": "Validation",
         "n": len(labels),
     }
 
@@ -87,13 +79,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit_thresholds(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    *,
-    temperature: float = 1.0,
-    rates: Sequence[float] = FALSE_ALARM_RATES,
+    logits: np.ndarray, labels: np.ndarray, *, temperature: float = 1.0
 ) -> dict[str, float]:
-    """The lowest threshold on calibrated p_fake whose false-alarm rate is at most each rate.
+    """The lowest threshold on calibrated p_fake whose false-alarm rate is at most each of
+    `FALSE_ALARM_RATES`.
 
     A picture is called fake if p_fake ≥ threshold; the false-alarm rate is the share of real
     pictures called fake. Raises ValueError without a real picture.
@@ -102,17 +91,14 @@ def fit_thresholds(
     real = np.sort(p[np.asarray(labels) == metrics.REAL])[::-1]
     if not len(real):
         raise ValueError("thresholds need real pictures, and there is none")
-    return {f"{rate:g}": _just_above(real[int(rate * len(real))], p) for rate in rates}
+    return {f"{rate:g}": _just_above(real[int(rate * len(real))], p) for rate in FALSE_ALARM_RATES}
 
 
 def fit_clear_below(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    *,
-    temperature: float = 1.0,
-    rates: Sequence[float] = FALSE_ALARM_RATES,
+    logits: np.ndarray, labels: np.ndarray, *, temperature: float = 1.0
 ) -> dict[str, float]:
-    """For each rate, the highest calibrated p_fake below which at most this share of fakes lies.
+    """For each of `FALSE_ALARM_RATES`, the highest calibrated p_fake below which at most this share
+    of fakes lies.
 
     Between it and a threshold of `fit_thresholds` a detector may answer that it is unsure. Raises
     ValueError without a fake picture.
@@ -120,7 +106,7 @@ def fit_clear_below(
     fake = np.sort(p_fake(logits, temperature)[np.asarray(labels) == metrics.FAKE])
     if not len(fake):
         raise ValueError("needs fake pictures, and there is none")
-    return {f"{rate:g}": float(fake[int(rate * len(fake))]) for rate in rates}
+    return {f"{rate:g}": float(fake[int(rate * len(fake))]) for rate in FALSE_ALARM_RATES}
 
 
 def _just_above(score: float, scores: np.ndarray) -> float:

@@ -4,7 +4,6 @@ Every metric is written once, for weighted examples and for many weightings at a
 give the value, bootstrap counts as weights give the interval.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 FAKE, REAL = 0, 1
 ECE_BINS = 15
 FALSE_POSITIVE_RATES = (0.01, 0.05, 0.10)
+_RESAMPLES_AT_ONCE = 50
 
 
 def binary_metrics(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
@@ -78,20 +78,14 @@ def metrics_with_intervals(
     """
     labels, z = np.asarray(labels), log_odds(logits)
     values = weighted_metrics(labels, z, np.ones((1, len(z))))
-    if groups is not None and len(set(groups)) < 2:
-        return {
-            name: {"value": float(value[0]), "ci95": [math.nan, math.nan]}
-            for name, value in values.items()
-        }
-    parts = [
-        weighted_metrics(labels, z, weights)
-        for weights in bootstrap_weights(len(z), groups, resamples=resamples, seed=seed)
-    ]
+    parts = []
+    if groups is None or len(set(groups)) > 1:
+        parts = [
+            weighted_metrics(labels, z, weights)
+            for weights in bootstrap_weights(len(z), groups, resamples=resamples, seed=seed)
+        ]
     return {
-        name: {
-            "value": float(value[0]),
-            "ci95": _percentiles(np.concatenate([part[name] for part in parts])),
-        }
+        name: {"value": float(value[0]), "ci95": _percentiles([part[name] for part in parts])}
         for name, value in values.items()
     }
 
@@ -207,18 +201,16 @@ def _curve_metrics(
     }
 
 
-def bootstrap_weights(
-    n: int, groups: Sequence[str] | None, *, resamples: int, seed: int, chunk_size: int = 50
-):
-    """Yields [≤ chunk_size, n] counts of draws of each example, drawing whole groups.
+def bootstrap_weights(n: int, groups: Sequence[str] | None, *, resamples: int, seed: int):
+    """Yields [≤ 50, n] counts of draws of each example, drawing whole groups.
 
     Chunks keep memory at a few hundred megabytes for 100,000 examples.
     """
     rng = np.random.default_rng(seed)
     unit = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     n_units = int(unit.max()) + 1
-    for start in range(0, resamples, chunk_size):
-        rows = min(chunk_size, resamples - start)
+    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
+        rows = min(_RESAMPLES_AT_ONCE, resamples - start)
         yield rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=rows)[:, unit]
 
 
@@ -228,7 +220,8 @@ def log_odds(logits: np.ndarray) -> np.ndarray:
     return logits[:, FAKE] - logits[:, REAL]
 
 
-def _percentiles(values: np.ndarray) -> list[float]:
+def _percentiles(parts: list[np.ndarray]) -> list[float]:
+    values = np.concatenate([[], *parts])
     values = values[np.isfinite(values)]
     if not len(values):
         return [float("nan"), float("nan")]

@@ -22,6 +22,8 @@ _HEAD = ("classifier.weight", "classifier.bias", "head.weight", "head.bias")
 # Depend on the front end, on the number of classes or on the size of the pictures.
 _NOT_THE_NETWORK = (*_HEAD, "conv_stem.weight", "patch_embed.proj.weight", "pos_embed")
 TAPS = "gabor.weight"
+_TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}  # HWIO -> OIHW, [in, out] -> [out, in]
+_FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0)}
 
 
 def to_timm(model: classifier.Classifier) -> dict[str, np.ndarray]:
@@ -33,11 +35,11 @@ def to_timm(model: classifier.Classifier) -> dict[str, np.ndarray]:
       `num_batches_tracked`).
     """
     tensors = {
-        timm_key(path): _to_torch(np.asarray(value))
+        timm_key(path): _transposed(np.asarray(value), _TO_TORCH)
         for path, value in _flat(weights_lib.split(model)[1]).items()
     }
     if model.gabor is not None:
-        tensors[TAPS] = _to_torch(np.asarray(model.gabor.weight()))
+        tensors[TAPS] = _transposed(np.asarray(model.gabor.weight()), _TO_TORCH)
     return tensors
 
 
@@ -70,7 +72,7 @@ def from_timm(
     _check_keys(tensors, wanted)
     for path, key in keys.items():
         if key not in fresh:
-            values[path] = jnp.asarray(_from_torch(tensors[key]), values[path].dtype)
+            values[path] = jnp.asarray(_transposed(tensors[key], _FROM_TORCH), values[path].dtype)
     loaded = {
         name: nnx.from_flat_state([(p[1:], v) for p, v in values.items() if p[0] == name])
         for name in weights
@@ -171,7 +173,7 @@ def _check_taps(model, weights, taps):
     if taps is None:
         raise UserError(f"the weights do not fit the model: missing {TAPS}")
     expected = weights_lib.merge(weights_lib.split(model)[0], weights).gabor.weight()
-    expected = _to_torch(np.asarray(expected))
+    expected = _transposed(np.asarray(expected), _TO_TORCH)
     if taps.shape != expected.shape or not np.allclose(taps, expected, atol=1e-6):
         raise UserError(f"the weights do not fit the model: {TAPS} is not the bank of its settings")
 
@@ -185,18 +187,12 @@ def _flat(weights: Mapping[str, nnx.State]) -> dict[tuple, jax.Array]:
     }
 
 
-def _to_torch(array):
-    """HWIO -> OIHW, [in, out] -> [out, in]."""
-    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
-    return np.ascontiguousarray(array.transpose(axes)) if axes else array
-
-
-def _from_torch(array):
-    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
-    return np.ascontiguousarray(array.transpose(axes)) if axes else array
+def _transposed(array: np.ndarray, axes: Mapping[int, tuple[int, ...]]) -> np.ndarray:
+    """`axes`: by number of dimensions; an array of another number stays as it is."""
+    fitting = axes.get(array.ndim)
+    return np.ascontiguousarray(array.transpose(fitting)) if fitting else array
 
 
 def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that a parameter of this shape has in PyTorch."""
-    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(len(shape))
-    return tuple(shape[a] for a in axes) if axes else tuple(shape)
+    return tuple(shape[axis] for axis in _TO_TORCH.get(len(shape), range(len(shape))))

@@ -139,10 +139,8 @@ class Scorer:
             elif not of_picture:
                 out.append([{"p_fake": None, "reason": "no face found", "face": None}])
             else:
-                rows = []
-                for view in of_picture:
-                    answer = next(answers)
-                    row = {"p_fake": answer.p_fake, "reason": answer.reason, "face": view.box}
-                    rows.append(row)
-                out.append(rows)
+                scored = ((view, next(answers)) for view in of_picture)
+                out.append(
+                    [{"p_fake": a.p_fake, "reason": a.reason, "face": v.box} for v, a in scored]
+                )
         return out

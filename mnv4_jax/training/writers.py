@@ -126,14 +126,11 @@ def print_summary(results: Mapping[str, Mapping[str, float]], next_commands: lis
 
 def draw_curves(workdir: epath.Path) -> None:
     """WORKDIR/curves.png: loss, accuracy and AUC over the steps, from metrics.jsonl."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     lines = read_lines(workdir / "metrics.jsonl")
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    for axis, name in zip(axes, ("loss", "accuracy", "auc"), strict=True):
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    for axis, name in zip(figure.subplots(1, 3), ("loss", "accuracy", "auc"), strict=True):
         for split, style in (("train", "-"), ("validation", "o-"), ("test", "*")):
             points = [
                 (line["step"], line[name])
@@ -148,4 +145,3 @@ def draw_curves(workdir: epath.Path) -> None:
         axis.legend()
     with (workdir / "curves.png").open("wb") as file:
         figure.savefig(file, dpi=110)
-    plt.close(figure)
