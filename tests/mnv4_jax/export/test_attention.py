@@ -9,7 +9,7 @@ from input_pipeline.cli import UserError
 from mnv4_jax import convert
 from mnv4_jax.export.stablehlo import stablehlo
 from tests.golden import formula
-from tests.mnv4_jax.models.test_timm_keys import checkpoint_of, jax_logits, with_formula_weights
+from tests.mnv4_jax.models.test_timm_keys import detector_of, jax_logits, with_formula_weights
 
 pytestmark = [pytest.mark.onnx, pytest.mark.slow]
 SIZE = 64
@@ -25,7 +25,7 @@ def test_every_form_answers_the_same_or_is_refused(name, tmp_path):
     from mnv4_jax.export import torch_module
 
     config, model = with_formula_weights(**{"model.name": name, "data.image_size": SIZE})
-    detector, pictures = checkpoint_of(config, model), formula.pictures(4, SIZE)
+    detector, pictures = detector_of(config, model), formula.pictures(4, SIZE)
     expected = jax.nn.softmax(jax_logits(model, pictures))[:, 0]
     assert np.ptp(expected) > 1e-3  # the pictures are told apart
 
@@ -51,8 +51,8 @@ def test_every_form_answers_the_same_or_is_refused(name, tmp_path):
     if name.startswith("vit"):
         expected_error = f"int8 is for networks of convolutions, and {name} has no more than 1"
         with pytest.raises(UserError, match=expected_error):
-            onnx_export.quantize(graph, config, str(folder))
+            onnx_export.quantize(graph, detector, str(folder))
     else:
-        small = onnx_export.quantize(graph, config, str(folder))
+        small = onnx_export.quantize(graph, detector, str(folder))
         assert len(small) < 0.35 * len(graph)
         assert off(onnx_export.run(onnx_export.make_session(small), pictures)) < 0.1
