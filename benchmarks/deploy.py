@@ -60,34 +60,32 @@ def main():
 
 def prepare(checkpoint_path, data, folder):
     """Writes the file of every format, and the pictures, under `folder`."""
-    from input_pipeline.batches import eval_batches
     from input_pipeline.sources import open_source
     from mnv4_jax import convert
-    from mnv4_jax.config import eval_transform
-    from mnv4_jax.detector import saved
+    from mnv4_jax.detector.detector import Detector
     from mnv4_jax.export import onnx as onnx_export
     from mnv4_jax.export import stablehlo
 
-    loaded = saved.load(checkpoint_path)
-    (folder / TARGETS["PyTorch"]).write_bytes(convert.to_torch(loaded))
-    (folder / TARGETS["StableHLO"]).write_bytes(stablehlo.stablehlo(loaded))
+    detector = Detector(checkpoint_path)
+    (folder / TARGETS["PyTorch"]).write_bytes(convert.to_torch(detector))
+    (folder / TARGETS["StableHLO"]).write_bytes(stablehlo.stablehlo(detector))
     model = onnx_export.export((folder / TARGETS["PyTorch"]).read_bytes())
     (folder / TARGETS["ONNX fp32"]).write_bytes(model)
-    quantized = onnx_export.quantize(model, loaded.config, data)
+    quantized = onnx_export.quantize(model, detector, data)
     (folder / TARGETS["ONNX int8"]).write_bytes(quantized)
-    onnx_export.print_accuracy_lost(model, quantized, loaded.config, data)
+    onnx_export.print_accuracy_lost(model, quantized, detector, data)
     source = open_source(data, "Validation")
     every = max(1, len(source) // PICTURES)
     images = [
         image
-        for batch in eval_batches(source, eval_transform(loaded.config.data), batch_size=PICTURES)
+        for batch in detector.batches(source, batch_size=PICTURES)
         for image in batch["image"][batch["mask"]]
     ]
     pictures = np.stack(images[::every][:PICTURES])
     np.save(folder / "pictures.npy", pictures)
     _, side, _, _ = pictures.shape
-    name, gabor = loaded.config.model.name, loaded.config.gabor
-    print(f"{name}, Gabor {gabor.mode}, {gabor.response}, {side} px, step {loaded.step}")
+    name, gabor = detector.config.model.name, detector.config.gabor
+    print(f"{name}, Gabor {gabor.mode}, {gabor.response}, {side} px, step {detector.step}")
 
 
 def run_child(target, cores, checkpoint_path, folder):
@@ -150,16 +148,15 @@ def load_jax(path):
     import jax.numpy as jnp
     from flax import nnx
 
-    from mnv4_jax.detector import saved
+    from mnv4_jax.detector.detector import Detector
 
-    loaded = saved.load(path)
-    graphdef, state = nnx.split(loaded.model)
-    temperature = (loaded.calibration or {}).get("temperature", 1.0)
+    detector = Detector(path)
+    graphdef, state = nnx.split(detector.model)
 
     @jax.jit
     def p_fake(state, pictures):
         logits = nnx.merge(graphdef, state, copy=True)(pictures.astype(jnp.float32) / 255)
-        return jax.nn.softmax(logits / temperature)[:, 0]
+        return jax.nn.softmax(logits / detector.temperature)[:, 0]
 
     return lambda pictures: np.asarray(p_fake(state, pictures))
 

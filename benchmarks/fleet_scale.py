@@ -105,10 +105,10 @@ def measure(args: argparse.Namespace) -> Rates:
 
 def measure_pictures(checkpoint: str | None, data: list[bytes]) -> tuple[float, float, int]:
     """CPU seconds per picture to decode and to score, over all threads; bytes between them."""
-    from mnv4_jax.detector import saved
+    from mnv4_jax.detector.detector import Detector
     from mnv4_jax.fleet import decoding, scorer
 
-    card = scorer.card_of(saved.load(checkpoint), named=checkpoint is not None)
+    card = scorer.card_of(Detector(checkpoint), named=checkpoint is not None)
     decoder = decoding.Decoder(
         "", None, "files", "", card.transform, card.least_px, faces=False, keep_crops=False
     )

@@ -62,12 +62,12 @@ def main():
 
 def print_accuracy_lost(data: str) -> None:
     from mnv4_jax.convert import to_torch
-    from mnv4_jax.detector import saved
+    from mnv4_jax.detector.detector import Detector
     from mnv4_jax.export import onnx, web
 
-    loaded = saved.load(None)
-    whole = onnx.export(to_torch(loaded))
-    onnx.print_accuracy_lost(whole, web.pack(whole), loaded.config, data, form="packed")
+    detector = Detector()
+    whole = onnx.export(to_torch(detector))
+    onnx.print_accuracy_lost(whole, web.pack(whole), detector, data, form="packed")
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

@@ -12,12 +12,10 @@ import functools
 import numpy as np
 
 from input_pipeline import cli
-from input_pipeline.batches import eval_batches
 from input_pipeline.sources import open_source
-from mnv4_jax.config import eval_transform
-from mnv4_jax.detector import saved, scoring
+from mnv4_jax.detector import scoring
+from mnv4_jax.detector.detector import Detector
 from mnv4_jax.measure.metrics import binary_metrics
-from mnv4_jax.runtime import compilation_cache
 from mnv4_jax.runtime.mesh import make_mesh
 
 
@@ -55,17 +53,15 @@ def main() -> None:
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--data", required=True, help="an image folder")
     args = parser.parse_args()
-    compilation_cache.enable()
-    loaded = saved.load(args.checkpoint)
-    size = loaded.config.data.image_size
-    transform = eval_transform(loaded.config.data)
-    transform = dataclasses.replace(transform, size=transform.shorter_px)
+    detector = Detector(args.checkpoint)
+    size = detector.config.data.image_size
+    detector.transform = dataclasses.replace(detector.transform, size=detector.transform.shorter_px)
     mesh = make_mesh()
 
     def logits(source, view):
-        with eval_batches(source, transform, batch_size=16) as batches:
+        with detector.batches(source, batch_size=16) as batches:
             seen = (b | {"image": np.ascontiguousarray(view(b["image"], size))} for b in batches)
-            return scoring.score(loaded.model, seen, mesh)
+            return scoring.score(detector.model, seen, mesh)
 
     columns = []
     for split in ("Validation", "Test"):

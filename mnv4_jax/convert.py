@@ -20,8 +20,8 @@ from safetensors.numpy import save
 from input_pipeline import cli
 from input_pipeline.cli import UserError
 from mnv4_jax import defaults
-from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import saved, weight_files
+from mnv4_jax.detector.detector import Detector
 from mnv4_jax.models import timm_keys
 
 
@@ -31,38 +31,39 @@ def main() -> None:
         folder = import_weights(args.weights, args.out)
         print(f"wrote {folder}: start from it with --config.model.init_from={args.out}")
         return
-    loaded = saved.load(args.checkpoint, raw=args.raw)
+    detector = Detector.of(saved.load(args.checkpoint, raw=args.raw))
     out = pathlib.Path(args.out).expanduser()
     if args.to == "torch":
-        contents = to_torch(loaded)
+        contents = to_torch(detector)
         write(out, contents)
         print(f"wrote {out} ({len(contents) / 2**20:.1f} MiB)")
     elif args.to == "stablehlo":
         from mnv4_jax.export import stablehlo
 
-        contents = stablehlo.stablehlo(loaded, pixels=args.input)
+        contents = stablehlo.stablehlo(detector, pixels=args.input)
         write(out, contents)
         print(f"wrote {out} ({len(contents) / 2**20:.1f} MiB) for {', '.join(stablehlo.PLATFORMS)}")
     elif args.to == "web":
         from mnv4_jax.export import web
 
         # as `predict`: the shipped detector needs faces cut out of their photograph
-        sizes = web.build(out, loaded, to_torch(loaded), find_faces=args.checkpoint is None)
+        find_faces = args.checkpoint is None
+        sizes = web.build(out, detector, to_torch(detector), find_faces=find_faces)
         on_disk, sent = (size / 1e6 for size in sizes)
         print(f"wrote {out} ({on_disk:.1f} MB, {sent:.1f} MB as sent with gzip)")
         print(f"to look at it: python -m http.server --bind=127.0.0.1 --directory={out}")
     else:
         from mnv4_jax.export import onnx as onnx_export
 
-        contents = onnx_export.export(to_torch(loaded), pixels=args.input)
+        contents = onnx_export.export(to_torch(detector), pixels=args.input)
         if args.quantize:
             data = args.calibration_data
             if args.quantize == "int8":
-                smaller = onnx_export.quantize(contents, loaded.config, data)
+                smaller = onnx_export.quantize(contents, detector, data)
             else:
                 smaller = onnx_export.float16(contents)
             lost = data and onnx_export.print_accuracy_lost(
-                contents, smaller, loaded.config, data, form=args.quantize
+                contents, smaller, detector, data, form=args.quantize
             )
             if lost and not args.force:
                 raise UserError(
@@ -129,26 +130,26 @@ def parse(argv: Sequence[str]):
     return args
 
 
-def to_torch(loaded: saved.Checkpoint) -> bytes:
+def to_torch(detector: Detector) -> bytes:
     """A safetensors file that timm, `export/torch_module.py` and `import_weights` read.
 
     Its header holds, as JSON texts: "model", "labels", "normalisation", "image_size" (px, of
     evaluation), "gabor", "calibration", "step" and the whole "config".
     """
-    config = loaded.config
-    mean, std = loaded.model.normalisation
+    config = detector.config
+    mean, std = detector.model.normalisation
     header = {
         "model": config.model.name,
-        "labels": loaded.labels,
+        "labels": detector.labels,
         "normalisation": {"mean": mean, "std": std},
-        "image_size": eval_transform(config.data).size,
+        "image_size": detector.transform.size,
         "gabor": json.loads(config.gabor.to_json_best_effort()),
-        "calibration": loaded.calibration,
-        "step": loaded.step,
+        "calibration": detector.calibration,
+        "step": detector.step,
         "config": json.loads(config.to_json_best_effort()),
     }
     metadata = {"format": "pt"} | {key: json.dumps(value) for key, value in header.items()}
-    return _in_order(save(timm_keys.to_timm(loaded.model), metadata))
+    return _in_order(save(timm_keys.to_timm(detector.model), metadata))
 
 
 def _in_order(contents: bytes) -> bytes:

@@ -15,16 +15,15 @@ import jax
 
 from input_pipeline import cli, sources
 from input_pipeline.cli import UserError
-from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import saved
+from mnv4_jax.detector.detector import Detector
 from mnv4_jax.report import one_class
 from mnv4_jax.report.judge import AttackPlan, judge, run_facts
-from mnv4_jax.runtime import compilation_cache, memory, processes
+from mnv4_jax.runtime import memory, processes
 
 
 def main() -> None:
     args = parse(sys.argv[1:])
-    compilation_cache.enable()
     memory.keep_freed()
     processes.initialize_from(args)
     opened = [(data, sources.open_source(data, args.split, one_class=True)) for data in args.data]
@@ -32,24 +31,25 @@ def main() -> None:
         if jax.process_index() == 0:
             print(f"{data or 'demo set'}, {args.split}: {sources.describe(source)}", flush=True)
         _ = source.groups, getattr(source, "columns", None)  # finds mistakes early
-    loaded = saved.load(args.checkpoint, raw=args.raw)
+    detector = Detector(args.checkpoint, raw=args.raw)
     out = pathlib.Path(args.out).expanduser()
     if jax.process_index() == 0:
         _make_folder(out)
 
-    attack = _attack_plan(args, loaded)
+    attack = _attack_plan(args, detector)
     results = [
-        judge(loaded, data, source, args.split, args.robustness, attack) for data, source in opened
+        judge(detector, data, source, args.split, args.robustness, attack)
+        for data, source in opened
     ]
     if jax.process_index() != 0:
         return
     from mnv4_jax.report import page  # imports matplotlib and jinja2, not needed by other processes
 
-    facts = run_facts(loaded, raw=args.raw)
+    facts = run_facts(detector, raw=args.raw)
     others = {"other_data_sets": [result.summary for result in results[1:]]}
     contents = json.dumps(_finite(facts | results[0].summary | others), indent=2)
     (out / "report.json").write_text(contents + "\n")
-    html = page.render(facts, results, loaded.model)
+    html = page.render(facts, results, detector)
     # File names need not be UTF-8.
     (out / "report.html").write_text(html, encoding="utf-8", errors="replace")
     for result in results:
@@ -118,13 +118,13 @@ def _budgets(parser, text: str) -> tuple[int, ...]:
     return tuple(budgets)
 
 
-def _attack_plan(args, loaded: saved.Checkpoint) -> AttackPlan | None:
+def _attack_plan(args, detector: Detector) -> AttackPlan | None:
     if not args.attack:
         return None
     other = None
     if args.attack_transfer:
-        other = saved.load(args.attack_transfer)
-        mine, theirs = (eval_transform(x.config.data).size for x in (loaded, other))
+        other = Detector.of(saved.load(args.attack_transfer))
+        mine, theirs = detector.transform.size, other.transform.size
         if mine != theirs:
             raise UserError(
                 f"--attack_transfer={args.attack_transfer}: sees pictures of {theirs} px and"

@@ -246,7 +246,7 @@ def write_heatmaps(
     items = [item for item in items if item.image is not None]
     faces = collections.Counter()  # so far in each file
     pictures = Pictures([item.image for item in items])
-    for i, picture, heat in explain.explain_source(detector.model, pictures, detector.transform):
+    for i, picture, heat in explain.explain_source(detector, pictures):
         item = items[i]
         name = item.file.replace(os.sep, "_").lstrip("._")
         short = name.encode(errors="surrogateescape")[:200].decode(errors="ignore")

@@ -40,7 +40,7 @@ def main() -> None:
     detector = Detector(args.checkpoint)
     packages = ("mnv4_jax", "jax", "fastapi")
     facts = Facts(
-        labels=("fake", "real"),
+        labels=detector.labels,
         thresholds=detector.thresholds,
         image_size_px=detector.config.data.image_size,
         faces=args.checkpoint is None,

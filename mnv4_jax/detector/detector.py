@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline import sources
-from input_pipeline.batches import OnBad
+from input_pipeline.batches import Batches, OnBad, eval_batches
 from input_pipeline.decode import check_size, decode, to_rgb
 from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import saved, scoring
@@ -17,6 +17,9 @@ from mnv4_jax.measure import calibration
 from mnv4_jax.runtime import compilation_cache
 from mnv4_jax.runtime.mesh import make_mesh
 
+# A picture whose shorter side has fewer pixels shows too little of a face for an answer: the
+# detector would mostly see the effects of upscaling.
+LEAST_PX = 64
 _ONE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
 
 
@@ -39,19 +42,42 @@ class Detector:
 
     Raises:
       UserError: there is no intact checkpoint.
+
+    Attributes:
+      path, step, config, labels: of the checkpoint.
+      model: a `classifier.Classifier` with its weights.
+      transform: the part of a picture that is scored.
+      calibration: as it was fitted, or None.
+      temperature, thresholds, clear_below: of the calibration; p_fake by false-alarm rate, and by
+        share of fakes. 1 and {} without one.
     """
 
     def __init__(self, path: str | os.PathLike | None = None, *, raw: bool = False):
         compilation_cache.enable()
-        loaded = saved.load(path, raw=raw)
-        self.model = loaded.model
-        self.config = loaded.config
+        self._take(saved.load(path, raw=raw))
+
+    @classmethod
+    def of(cls, loaded: saved.Checkpoint) -> "Detector":
+        """The detector of a loaded checkpoint; turns no compilation cache on."""
+        detector = cls.__new__(cls)
+        detector._take(loaded)
+        return detector
+
+    def _take(self, loaded: saved.Checkpoint) -> None:
+        self.path, self.step, self.config = loaded.path, loaded.step, loaded.config
+        self.model, self.labels, self.calibration = loaded.model, loaded.labels, loaded.calibration
         self.transform = eval_transform(loaded.config.data)
         fitted = loaded.calibration or {}
         self.temperature: float = fitted.get("temperature", 1.0)
-        self.thresholds: dict[str, float] = fitted.get("thresholds", {})  # by false-alarm rate
-        self.clear_below: dict[str, float] = fitted.get("clear_below", {})  # by share of fakes
+        self.thresholds: dict[str, float] = fitted.get("thresholds", {})
+        self.clear_below: dict[str, float] = fitted.get("clear_below", {})
         self._mesh = make_mesh()
+
+    @property
+    def least_px(self) -> int:
+        """The shorter side that a picture needs for an answer: `LEAST_PX`, or the side of what is
+        scored if that is smaller."""
+        return min(LEAST_PX, self.transform.size)
 
     def __call__(self, images: Sequence) -> np.ndarray:
         """Calibrated probabilities that pictures are fake.
@@ -105,18 +131,22 @@ class Detector:
         p_fake is nan for a picture with a reason, and for one that cannot be read: for the latter
         `on_bad` is called.
         """
-        scores = scoring.score_source(
-            self.model,
-            source,
-            self.transform,
-            self._mesh,
-            threads=self.config.data.threads,
-            on_bad=on_bad,
-            least_px=scoring.needed_px(self.transform),
-        )
+        scores = self.logits(source, least_px=self.least_px, on_bad=on_bad)
         p_fake = np.full(len(source), np.nan)
         p_fake[scores.index] = calibration.p_fake(scores.logits, self.temperature)
         return p_fake, [scores.refused.get(i) for i in range(len(source))]
+
+    def logits(self, source: sources.Source, **options) -> scoring.Scores:
+        """The logits of a source before calibration; for `options` see `scoring.score_source`."""
+        threads = self.config.data.threads
+        return scoring.score_source(
+            self.model, source, self.transform, self._mesh, threads=threads, **options
+        )
+
+    def batches(self, source: sources.Source, *, batch_size: int) -> Batches:
+        """The pictures of a source as the network gets them: see `eval_batches`."""
+        threads = self.config.data.threads
+        return eval_batches(source, self.transform, batch_size=batch_size, threads=threads)
 
 
 class Pictures:

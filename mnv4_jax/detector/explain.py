@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from input_pipeline.batches import eval_batches
 from input_pipeline.sources import Source
-from input_pipeline.transforms import Transform
+from mnv4_jax.detector.detector import Detector
 from mnv4_jax.models.vit import Tokens
-from mnv4_jax.models.weights import to_float
+from mnv4_jax.models.weights import as_input, merge, split
 
 # RGB of evidence for fake and for real, as in the report's plots.
 FAKE_COLOUR, REAL_COLOUR = (234, 88, 12), (37, 99, 235)
@@ -45,17 +44,16 @@ def grad_cam(head: Callable[[jax.Array], jax.Array], features: jax.Array) -> jax
 
 def explain(model: nnx.Module, images: np.ndarray) -> np.ndarray:
     """[B, H, W, 3] uint8 pictures, as `eval_batches` yields them -> [B, h, w] signed maps."""
-    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return np.asarray(_explain(graphdef)(nnx.as_pure(params), nnx.as_pure(stats), images))
+    graphdef, weights = split(model)
+    return np.asarray(_explain(graphdef)(weights, images))
 
 
 @functools.cache
 def _explain(graphdef: nnx.GraphDef):
     @jax.jit
-    def run(params, stats, images):
-        model = nnx.merge(graphdef, params, stats, copy=True)
-        dtype = jax.tree.leaves(params)[0].dtype
-        features = model.features(to_float(images, dtype))
+    def run(weights, images):
+        model = merge(graphdef, weights)
+        features = model.features(as_input(images, weights))
         if isinstance(features, Tokens):  # a transformer: tokens without a position stay fixed
             head = lambda grid: model.head(features._replace(grid=grid))  # noqa: E731
             return grad_cam(head, features.grid)
@@ -65,15 +63,15 @@ def _explain(graphdef: nnx.GraphDef):
 
 
 def explain_source(
-    model: nnx.Module, source: Source, transform: Transform
+    detector: Detector, source: Source
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yields (index in `source`, picture [S, S, 3] uint8 as the model sees it, its map [h, w]).
 
     Uses only the devices of this process. Skips pictures that cannot be read.
     """
-    with eval_batches(source, transform, batch_size=8) as batches:
+    with detector.batches(source, batch_size=8) as batches:
         for batch in batches:
-            maps = explain(model, batch["image"])
+            maps = explain(detector.model, batch["image"])
             for row in np.flatnonzero(batch["mask"]):
                 yield int(batch["index"][row]), batch["image"][row], maps[row]
 

@@ -22,9 +22,6 @@ from input_pipeline.transforms import ONE_COLOUR, Transform
 from mnv4_jax.models.weights import eval_step, split
 from mnv4_jax.runtime.mesh import put_batch, replicated
 
-# A picture whose shorter side has fewer pixels shows too little of a face for an answer: the
-# detector would mostly see the effects of upscaling.
-LEAST_PX = 64
 _IN_FLIGHT = 2
 # Few sizes, so that their programs are soon all in the compilation cache. On two CPU cores at
 # 128 px, a batch of 16 gives 233 images/s, 64 gives 135: its features exceed the CPU's cache.
@@ -49,9 +46,9 @@ class Scores(NamedTuple):
 
 
 @functools.cache
-def _compiled(graphdef: nnx.GraphDef, dtype, mesh: Mesh):
+def _compiled(graphdef: nnx.GraphDef, mesh: Mesh):
     def step(weights, batch):
-        logits = eval_step(weights, batch["image"], graphdef=graphdef, dtype=dtype)
+        logits = eval_step(weights, batch["image"], graphdef=graphdef)
         return logits, batch["label"], batch["index"], batch["mask"], batch["refused"]
 
     # Replicated results: every process can read all of them.
@@ -80,7 +77,6 @@ def score(
       The scores of all processes' examples, the same on each process.
     """
     graphdef, weights = split(model)
-    dtype = jax.tree.leaves(weights)[0].dtype
     # Go through the host: a loaded checkpoint lies on one device of each process, and device_put
     # would move such arrays between processes.
     everywhere = replicated(mesh)
@@ -88,7 +84,7 @@ def score(
         lambda x: jax.make_array_from_process_local_data(everywhere, x, x.shape),
         jax.device_get(weights),
     )
-    step = _compiled(graphdef, dtype, mesh)
+    step = _compiled(graphdef, mesh)
     pending, done = collections.deque(), []
     for batch in batches:
         if stop():
@@ -132,9 +128,9 @@ def score_source(
     """Scores a whole source in evaluation form. With a `description`, shows a progress bar on a
     terminal.
 
-    Every process must call it. With `least_px` (see `needed_px`) a picture of fewer pixels, or of
-    one colour, gets no score: `Scores.refused` says why. Calls `on_bad` with (id, reason) of each
-    picture that this process cannot read.
+    Every process must call it. With `least_px` a picture of fewer pixels, or of one colour, gets no
+    score: `Scores.refused` says why. Calls `on_bad` with (id, reason) of each picture that this
+    process cannot read. `threads` and `workers` as in `train_batches`.
     """
     sizes = _BATCH_SIZES.get(jax.default_backend(), _BATCH_SIZES_ELSEWHERE)
     size = max(b for b in sizes if b <= max(1, len(source)))
@@ -160,9 +156,3 @@ def score_source(
             disable=not show,
         )
         return score(model, tracked, mesh, least_px=least_px, stop=stop)
-
-
-def needed_px(transform: Transform) -> int:
-    """The shorter side that a picture needs for an answer: `LEAST_PX`, or the input size of the
-    detector if that is smaller."""
-    return min(LEAST_PX, transform.size)

@@ -11,12 +11,10 @@ import warnings
 from collections.abc import Iterator
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from input_pipeline import listing, sources
-from input_pipeline.batches import eval_batches
 from input_pipeline.cli import UserError
-from mnv4_jax.config import eval_transform
+from mnv4_jax.detector.detector import Detector
 from mnv4_jax.measure import metrics
 
 try:
@@ -77,7 +75,7 @@ def export(safetensors: bytes, *, pixels: str = "uint8") -> bytes:
     return model.SerializeToString()
 
 
-def quantize(model: bytes, config: ConfigDict, calibration_data: str) -> bytes:
+def quantize(model: bytes, detector: Detector, calibration_data: str) -> bytes:
     """The same graph with int8 convolutions: scales weights per channel, activations by 99.999% of
     their range.
 
@@ -89,7 +87,7 @@ def quantize(model: bytes, config: ConfigDict, calibration_data: str) -> bytes:
 
     Args:
       model: the output of `export`.
-      config: of the detector.
+      detector: what `model` was exported from.
       calibration_data: a data folder, or any folder of pictures; takes CALIBRATION_PICTURES, evenly
         spaced, from the Train split of a data folder.
 
@@ -97,7 +95,8 @@ def quantize(model: bytes, config: ConfigDict, calibration_data: str) -> bytes:
       UserError: a vision transformer, since all its weights are in matrix products.
     """
     source = _calibration_source(calibration_data)
-    pictures = (batch["image"][batch["mask"]] for batch in _batches(source, config))
+    batches = detector.batches(source, batch_size=_BATCH)
+    pictures = (batch["image"][batch["mask"]] for batch in batches)
     reader = _Reader(pictures, _pixels(model))
     with tempfile.TemporaryDirectory() as name:
         plain, ready, quantized = (
@@ -105,7 +104,7 @@ def quantize(model: bytes, config: ConfigDict, calibration_data: str) -> bytes:
         )
         plain.write_bytes(model)
         quantization.quant_pre_process(plain, ready, skip_symbolic_shape=True)
-        in_float = _sensitive(onnx.load(ready), config.model.name)
+        in_float = _sensitive(onnx.load(ready), detector.config.model.name)
         with contextlib.redirect_stdout(None):  # it prints its settings
             quantization.quantize_static(
                 ready,
@@ -150,7 +149,7 @@ def float16(model: bytes) -> bytes:
 
 
 def print_accuracy_lost(
-    model: bytes, smaller: bytes, config: ConfigDict, data: str, *, form: str = "int8"
+    model: bytes, smaller: bytes, detector: Detector, data: str, *, form: str = "int8"
 ) -> str | None:
     """Prints both models' accuracy and AUC on the Validation split, if `data` has one.
 
@@ -161,7 +160,7 @@ def print_accuracy_lost(
         print(f"accuracy lost: not measured, {data} has no Validation split")
         return None
     source = sources.open_source(data, "Validation")
-    before, after = (_measure(m, source, config) for m in (model, smaller))
+    before, after = (_measure(m, source, detector) for m in (model, smaller))
     print(
         f"accuracy on {len(source)} Validation pictures: float32 {before['accuracy']:.4f},"
         f" {form} {after['accuracy']:.4f}, lost {before['accuracy'] - after['accuracy']:+.4f}\n"
@@ -180,11 +179,11 @@ def print_accuracy_lost(
     return " and ".join(beyond) or None
 
 
-def _measure(model: bytes, source: sources.Source, config: ConfigDict) -> dict[str, float]:
+def _measure(model: bytes, source: sources.Source, detector: Detector) -> dict[str, float]:
     """`metrics.binary_metrics` of the readable pictures; accuracy is at p_fake ≥ 0.5."""
     session = make_session(model)
     labels, p_fake = [], []
-    for batch in _batches(source, config):
+    for batch in detector.batches(source, batch_size=_BATCH):
         mask = batch["mask"]
         p_fake.append(run(session, batch["image"][mask]))
         labels.append(batch["label"][mask])
@@ -222,10 +221,6 @@ def _as_input(pictures, pixels):
 
 def _pixels(model: bytes) -> str:
     return make_session(model, threads=1).get_inputs()[0].type
-
-
-def _batches(source, config: ConfigDict):
-    return eval_batches(source, eval_transform(config.data), batch_size=_BATCH)
 
 
 def _calibration_source(folder: str) -> sources.Source:

@@ -9,28 +9,26 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from mnv4_jax.config import eval_transform
-from mnv4_jax.detector import saved
+from mnv4_jax.detector.detector import Detector
 from mnv4_jax.models import weights as weights_lib
 from mnv4_jax.ops import conv
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def stablehlo(loaded: saved.Checkpoint, *, pixels: str = "uint8") -> bytes:
+def stablehlo(detector: Detector, *, pixels: str = "uint8") -> bytes:
     """Serialises pictures -> p_fake for every one of PLATFORMS, computing in float32.
 
     Args:
-      loaded: the detector; the pictures must have its evaluation side, S.
+      detector: the pictures must have the side of its transform, S.
       pixels: "uint8", 0 to 255, or "float32", 0 to 1.
 
     Returns:
       Bytes for `jax.export.deserialize`: [B, S, S, 3] pixels, RGB, any B -> [B] float32,
       calibrated.
     """
-    size = eval_transform(loaded.config.data).size
-    temperature = (loaded.calibration or {}).get("temperature", 1.0)
-    graphdef, weights = weights_lib.split(loaded.model)
+    size = detector.transform.size
+    graphdef, weights = weights_lib.split(detector.model)
     weights = jax.tree.map(jnp.float32, weights)
 
     def p_fake(weights, pictures, *, form):
@@ -38,7 +36,7 @@ def stablehlo(loaded: saved.Checkpoint, *, pixels: str = "uint8") -> bytes:
         model.dtype = jnp.float32  # even if trained in bfloat16
         images = pictures / jnp.float32(255) if pixels == "uint8" else pictures
         with conv.use(form):
-            return jax.nn.softmax(model(images) / temperature)[:, 0]
+            return jax.nn.softmax(model(images) / detector.temperature)[:, 0]
 
     def every_platform(pictures):
         return jax.lax.platform_dependent(

@@ -18,8 +18,8 @@ import numpy as np
 
 from input_pipeline import cache, decode, faces, transforms
 from input_pipeline.cli import UserError
-from mnv4_jax.config import eval_transform
-from mnv4_jax.detector import saved, scoring, views
+from mnv4_jax.detector import views
+from mnv4_jax.detector.detector import Detector
 from mnv4_jax.export import onnx as onnx_export
 from mnv4_jax.export.onnx import onnx, onnxruntime
 
@@ -47,13 +47,13 @@ _MIT = faces.MODEL.with_name("LICENSE")
 
 
 def build(
-    out: pathlib.Path, loaded: saved.Checkpoint, safetensors: bytes, *, find_faces: bool
+    out: pathlib.Path, detector: Detector, safetensors: bytes, *, find_faces: bool
 ) -> tuple[int, int]:
     """Writes the folder atomically; replaces one that it made before.
 
     Args:
       out: the folder.
-      loaded: the detector.
+      detector: the detector.
       safetensors: the output of `convert.to_torch` for it.
       find_faces: cut out the faces of photographs first, see `views.face_views`.
 
@@ -74,7 +74,7 @@ def build(
     files["detector.onnx"] = pack(onnx_export.export(safetensors))
     if find_faces:
         files["centerface.onnx"] = pack(_face_finder())
-    files["model.json"] = json.dumps(facts(loaded, find_faces=find_faces), indent=1).encode()
+    files["model.json"] = json.dumps(facts(detector, find_faces=find_faces), indent=1).encode()
     files["LICENSES.txt"] = _licences().encode()
     files["sw.js"] = _versioned(files)
 
@@ -90,14 +90,14 @@ def build(
     return sum(map(len, files.values())), sent
 
 
-def facts(loaded: saved.Checkpoint, *, find_faces: bool) -> dict[str, Any]:
+def facts(detector: Detector, *, find_faces: bool) -> dict[str, Any]:
     """The content of `model.json`: that of the server's `/v1/model`, and every number that the
     scripts share with `input_pipeline`."""
-    transform = eval_transform(loaded.config.data)
+    transform = detector.transform
     return {
-        "labels": loaded.labels,
-        "thresholds": (loaded.calibration or {}).get("thresholds", {}),
-        "image_size_px": loaded.config.data.image_size,
+        "labels": detector.labels,
+        "thresholds": detector.thresholds,
+        "image_size_px": detector.config.data.image_size,
         "faces": find_faces,
         "versions": {"mnv4_jax": importlib.metadata.version("mnv4_jax"), RUNTIME: RUNTIME_VERSION},
         "most_pixels": decode.MAX_PIXELS,
@@ -105,7 +105,7 @@ def facts(loaded: saved.Checkpoint, *, find_faces: bool) -> dict[str, Any]:
             "size": transform.size,
             "shorter_px": transform.shorter_px,
             "crop": transform.crop,
-            "least_px": scoring.needed_px(transform),
+            "least_px": detector.least_px,
             "flat_levels": transforms.FLAT_LEVELS,
         },
         "finder": {

@@ -11,11 +11,12 @@ import pyarrow as pa
 
 from input_pipeline import transforms
 from input_pipeline.cli import UserError
-from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import saved, scoring
+from mnv4_jax.detector.detector import Detector
 from mnv4_jax.fleet import shards
 from mnv4_jax.measure import calibration
-from mnv4_jax.runtime import compilation_cache, memory
+from mnv4_jax.models.weights import split
+from mnv4_jax.runtime import memory
 from mnv4_jax.runtime.mesh import make_mesh
 
 
@@ -39,26 +40,24 @@ class Card:
 def describe(checkpoint: str | None, raw: bool) -> Card:
     """The card of a detector. Runs in its own task on the CPU, to leave accelerators to scorers."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    return card_of(saved.load(checkpoint, raw=raw), named=checkpoint is not None)
+    return card_of(Detector.of(saved.load(checkpoint, raw=raw)), named=checkpoint is not None)
 
 
-def card_of(loaded: saved.Checkpoint, *, named: bool = True) -> Card:
+def card_of(detector: Detector, *, named: bool = True) -> Card:
     """`named`: it was loaded from a path; otherwise it is the shipped detector."""
-    fitted = loaded.calibration or {}
-    transform = eval_transform(loaded.config.data)
-    least_px = scoring.needed_px(transform)
+    config, transform, least_px = detector.config, detector.transform, detector.least_px
     hashed = hashlib.blake2b(digest_size=16)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.weights):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(split(detector.model)[1]):
         hashed.update(jax.tree_util.keystr(path).encode())
         hashed.update(np.asarray(leaf).tobytes())
-    facts = (loaded.config.model.to_dict(), loaded.config.gabor.to_dict(), transform, least_px)
-    hashed.update(repr((facts, fitted.get("temperature"))).encode())
+    facts = (config.model.to_dict(), config.gabor.to_dict(), transform, least_px)
+    hashed.update(repr((facts, detector.temperature if detector.calibration else None)).encode())
     return Card(
-        os.fspath(loaded.path) if named else None,
+        os.fspath(detector.path) if named else None,
         hashed.hexdigest(),
         transform,
         least_px,
-        fitted.get("thresholds", {}),
+        detector.thresholds,
     )
 
 
@@ -75,13 +74,10 @@ class Scorer:
         if threads:
             os.environ["NPROC"] = str(threads)  # read by XLA when its client starts
         memory.keep_freed()
-        compilation_cache.enable()
-        loaded = saved.load(card.path, raw=raw)
-        if card_of(loaded).digest != card.digest:
+        self._detector = Detector(card.path, raw=raw)
+        if card_of(self._detector).digest != card.digest:
             raise UserError(f"--checkpoint={card.path} changed while the job was running")
         self._card = card
-        self._model = loaded.model
-        self._temperature = (loaded.calibration or {}).get("temperature", 1.0)
         self._mesh = make_mesh()
         size = 16 if jax.default_backend() == "cpu" else 128  # see scoring.py
         self._batch_size = -(-size // self._mesh.size) * self._mesh.size
@@ -93,8 +89,8 @@ class Scorer:
         refused = np.array([code for codes in columns["refused"] for code in codes], np.int32)
         p_fake = np.full(len(pixels), np.nan)
         batches = self._batches(pixels, np.flatnonzero(refused == 0))
-        scores = scoring.score(self._model, batches, self._mesh)
-        p_fake[scores.index] = calibration.p_fake(scores.logits, self._temperature)
+        scores = scoring.score(self._detector.model, batches, self._mesh)
+        p_fake[scores.index] = calibration.p_fake(scores.logits, self._detector.temperature)
         answers, start = [], 0
         for codes, box, error in zip(
             columns["refused"], columns["faces"], columns["error"], strict=True

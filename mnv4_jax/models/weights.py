@@ -35,9 +35,13 @@ def to_float(images: jax.Array, dtype=jnp.float32) -> jax.Array:
     return images.astype(dtype) / 255
 
 
+def as_input(images: jax.Array, weights: dict[str, nnx.State]) -> jax.Array:
+    """[..., 3] uint8 pixels -> float in [0, 1], of the dtype of `weights`: float32 or float64."""
+    return to_float(images, jax.tree.leaves(weights)[0].dtype)
+
+
 def eval_step(
-    weights: dict[str, nnx.State], images: jax.Array, *, graphdef: nnx.GraphDef, dtype=jnp.float32
+    weights: dict[str, nnx.State], images: jax.Array, *, graphdef: nnx.GraphDef
 ) -> jax.Array:
     """[B, H, W, 3] uint8 pictures -> [B, 2] logits (fake, real), in evaluation mode."""
-    model = merge(graphdef, weights)
-    return model(to_float(images, dtype))
+    return merge(graphdef, weights)(as_input(images, weights))

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from input_pipeline.batches import eval_batches
 from input_pipeline.decode import decode
 from input_pipeline.sources import Source, Subset
-from input_pipeline.transforms import Transform
 from mnv4_jax.attacks.budget import margin
 from mnv4_jax.attacks.gradient import apgd, fgsm, pgd
 from mnv4_jax.attacks.square import square
+from mnv4_jax.detector.detector import Detector
 from mnv4_jax.measure import calibration, metrics
 from mnv4_jax.measure.corruptions import encode_jpeg
 from mnv4_jax.models.weights import merge, split
@@ -114,10 +113,9 @@ class Attacked:
         return np.concatenate(done)
 
 
-def pixels_of(source: Source, picks: Sequence[int], transform: Transform) -> np.ndarray:
+def pixels_of(source: Source, picks: Sequence[int], detector: Detector) -> np.ndarray:
     """[N, H, W, 3] uint8 of `picks`, as the network gets them."""
-    picked = Subset(source, list(picks))
-    with eval_batches(picked, transform, batch_size=1) as batches:
+    with detector.batches(Subset(source, list(picks)), batch_size=1) as batches:
         return np.concatenate([batch["image"].copy() for batch in batches])
 
 

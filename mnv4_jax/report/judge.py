@@ -14,13 +14,10 @@ import numpy as np
 
 from input_pipeline import sources
 from input_pipeline.cli import UserError
-from input_pipeline.transforms import Transform
-from mnv4_jax.config import eval_transform
-from mnv4_jax.detector import saved, scoring
+from mnv4_jax.detector.detector import Detector
 from mnv4_jax.measure import audit, calibration, metrics
 from mnv4_jax.measure.groups import rates_by_group
 from mnv4_jax.report import attacked, one_class, robustness
-from mnv4_jax.runtime.mesh import make_mesh
 
 DEFAULT_THRESHOLD = 0.5
 # The false-alarm rate whose threshold (from the checkpoint) robustness and groups are judged at.
@@ -33,7 +30,6 @@ class Judgement:
 
     summary: dict[str, Any]
     source: sources.Source
-    transform: Transform
     index: np.ndarray  # [N] int32, of the readable pictures in the source
     labels: np.ndarray  # [N] int32
     logits: np.ndarray  # [N, 2] as the model gave them
@@ -48,11 +44,11 @@ class AttackPlan:
     budgets: tuple[int, ...]  # 255ths
     n_pictures: int
     steps: int
-    other: saved.Checkpoint | None  # whose gradients a transfer attack takes
+    other: Detector | None  # whose gradients a transfer attack takes
 
 
 def judge(
-    loaded: saved.Checkpoint,
+    detector: Detector,
     data: str,
     source: sources.Source,
     split: str,
@@ -60,13 +56,8 @@ def judge(
     attack: AttackPlan | None = None,
 ) -> Judgement:
     """Measures everything on one data set. Every process must call it; all get the same result."""
-    mesh = make_mesh()
-    transform = eval_transform(loaded.config.data)
     name = f"{data or 'demo set'} {split}"
-    least_px = scoring.needed_px(transform)
-    scores = scoring.score_source(
-        loaded.model, source, transform, mesh, description=name, least_px=least_px
-    )
+    scores = detector.logits(source, description=name, least_px=detector.least_px)
     labels, groups = scores.labels, source.groups
     if not len(labels):
         why = f" ({len(scores.refused)} are too small or of one colour)" if scores.refused else ""
@@ -77,16 +68,15 @@ def judge(
     missing = np.setdiff1d(np.arange(len(source)), scores.index).tolist()
     unreadable = [source.ids[i] for i in missing if i not in scores.refused]
 
-    fitted = loaded.calibration or {"temperature": 1.0, "thresholds": {}}
-    p_fake = calibration.p_fake(scores.logits, fitted["temperature"])
+    p_fake = calibration.p_fake(scores.logits, detector.temperature)
     raw = metrics.metrics_with_intervals(labels, scores.logits, groups)
     calibrated = raw
-    if fitted["temperature"] != 1:
-        logits = scores.logits / fitted["temperature"]
+    if detector.temperature != 1:
+        logits = scores.logits / detector.temperature
         calibrated = metrics.metrics_with_intervals(labels, logits, groups)
     if present:
         raw, calibrated = (one_class.restrict(values, present) for values in (raw, calibrated))
-    threshold = fitted["thresholds"].get(_FIXED_RATE, DEFAULT_THRESHOLD)
+    threshold = detector.thresholds.get(_FIXED_RATE, DEFAULT_THRESHOLD)
     columns = {
         column: [values[i] for i in scores.index]
         for column, values in getattr(source, "columns", {}).items()
@@ -97,7 +87,7 @@ def judge(
         "data": data or "demo set",
         "split": split,
         "data_digest": f"sha256:{digest}",
-        "eval_image_size_px": transform.size,
+        "eval_image_size_px": detector.transform.size,
         "n": len(labels),
         "n_fake": int((labels == metrics.FAKE).sum()),
         "n_real": int((labels == metrics.REAL).sum()),
@@ -107,8 +97,8 @@ def judge(
         "passed_over": sources.found(source)["passed_over"],
         **calibrated,
         "uncalibrated": {key: raw[key] for key in ("log_loss", "brier", "ece")},
-        "calibration": loaded.calibration,
-        "thresholds": _thresholds(p_fake, labels, groups, loaded.calibration),
+        "calibration": detector.calibration,
+        "thresholds": _thresholds(p_fake, labels, groups, detector.calibration),
         "shortcuts": audit.shortcuts(labels, features, groups),
         "by_column": {
             "threshold": threshold,
@@ -124,16 +114,7 @@ def judge(
             summary["by_group"] = one_class.by_group(p_fake, groups, thresholds, present)
     if damaged_pictures:
         picks = robustness.choose(labels, scores.index, damaged_pictures)
-        rows = robustness.sweep(
-            loaded.model,
-            source,
-            picks,
-            transform,
-            mesh,
-            temperature=fitted["temperature"],
-            threshold=threshold,
-            groups=source.groups,
-        )
+        rows = robustness.sweep(detector, source, picks, threshold=threshold, groups=source.groups)
         summary["robustness"] = {"n": len(picks), "threshold": threshold, "rows": rows}
     failures = []
     if attack and present:
@@ -142,20 +123,18 @@ def judge(
         )
     if attack:
         picks = robustness.choose(labels, scores.index, attack.n_pictures)
-        images = attacked.pixels_of(source, picks, transform)
+        images = attacked.pixels_of(source, picks, detector)
         under = functools.partial(
-            attacked.Attacked, loaded.model, images, source.labels[picks],
-            temperature=fitted["temperature"],
+            attacked.Attacked, detector.model, images, source.labels[picks],
+            temperature=detector.temperature,
         )  # fmt: skip
         found, worst = attacked.judge(
-            detector := under(), attack.budgets, steps=attack.steps, threshold=threshold,
+            victim := under(), attack.budgets, steps=attack.steps, threshold=threshold,
             transfer=under(other=attack.other.model) if attack.other else None,
         )  # fmt: skip
         summary["attack"] = found
-        failures = attacked.failures(detector, worst, [source.ids[i] for i in picks])
-    return Judgement(
-        summary, source, transform, scores.index, labels, scores.logits, p_fake, failures
-    )
+        failures = attacked.failures(victim, worst, [source.ids[i] for i in picks])
+    return Judgement(summary, source, scores.index, labels, scores.logits, p_fake, failures)
 
 
 def _thresholds(p_fake, labels, groups, fitted) -> list[dict[str, Any]]:
@@ -181,17 +160,17 @@ def _thresholds(p_fake, labels, groups, fitted) -> list[dict[str, Any]]:
     return rows
 
 
-def run_facts(loaded: saved.Checkpoint, *, raw: bool) -> dict[str, Any]:
+def run_facts(detector: Detector, *, raw: bool) -> dict[str, Any]:
     """Facts about the run: checkpoint, command, date, versions, device."""
     packages = ("mnv4_jax", "jax", "flax", "numpy", "scikit-learn")
     devices = jax.devices()
     return {
-        "checkpoint": str(loaded.path),
-        "step": loaded.step,
+        "checkpoint": str(detector.path),
+        "step": detector.step,
         "weights": "as trained" if raw else "moving average (EMA)",
-        "trained_on": loaded.config.data.dir or "demo set",
-        "model": loaded.config.model.name,
-        "gabor": loaded.config.gabor.mode,
+        "trained_on": detector.config.data.dir or "demo set",
+        "model": detector.config.model.name,
+        "gabor": detector.config.gabor.mode,
         "command": f"python -m mnv4_jax.evaluate {shlex.join(sys.argv[1:])}",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()}

@@ -9,11 +9,11 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from flax import nnx
 from PIL import Image
 
 from input_pipeline.sources import Subset
 from mnv4_jax.detector import explain
+from mnv4_jax.detector.detector import Detector
 from mnv4_jax.measure import audit, calibration, metrics
 from mnv4_jax.measure.corruptions import CORRUPTIONS
 from mnv4_jax.report import one_class, plots
@@ -44,13 +44,13 @@ METRICS = {
 _CROSS = ("auc", "accuracy", "balanced_accuracy", "eer", "average_precision", "ece")
 
 
-def render(facts: Mapping[str, Any], results: Sequence, model: nnx.Module) -> str:
+def render(facts: Mapping[str, Any], results: Sequence, detector: Detector) -> str:
     """The report as HTML.
 
     Args:
       facts: of `evaluate.run_facts`.
       results: one `judge.Judgement` a data set.
-      model: the judged one; its maps explain single pictures.
+      detector: the judged one; its maps explain single pictures.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mnv4_jax", "report"),
@@ -61,7 +61,7 @@ def render(facts: Mapping[str, Any], results: Sequence, model: nnx.Module) -> st
     )
     environment.globals["rate_of"] = one_class.RATE
     environment.filters |= {"number": _number, "percent": _percent, "interval": _interval}
-    sections = [_section(i, result, model) for i, result in enumerate(results)]
+    sections = [_section(i, result, detector) for i, result in enumerate(results)]
     for section in sections:
         section["trained_here"] = _same_folder(section["summary"]["data"], facts["trained_on"])
     return environment.get_template("report.html.j2").render(
@@ -78,7 +78,7 @@ def _same_folder(one: str, other: str) -> bool:
     return len({os.path.realpath(os.path.expanduser(name)) for name in (one, other)}) == 1
 
 
-def _section(number: int, result, model: nnx.Module) -> dict[str, Any]:
+def _section(number: int, result, detector: Detector) -> dict[str, Any]:
     summary, labels, p_fake = result.summary, result.labels, result.p_fake
     name = f"{summary['data']}, {summary['split']}"
     right = (p_fake >= 0.5) == (labels == metrics.FAKE)
@@ -94,8 +94,8 @@ def _section(number: int, result, model: nnx.Module) -> dict[str, Any]:
         "attack": _attack_plots(summary["attack"], name),
         "failures": [_failure(failure) for failure in result.failures],
         "n_wrong": len(wrong),
-        "mistakes": _pictures(result, mistakes, model),
-        "right": _pictures(result, np.sort(shown), model),
+        "mistakes": _pictures(result, mistakes, detector),
+        "right": _pictures(result, np.sort(shown), detector),
     }
 
 
@@ -175,13 +175,13 @@ def _promise(row: Mapping[str, Any]) -> str:
     return "p ≥ 0.5" if row["promise"] is None else f"fitted for {row['promise']:.0%}"
 
 
-def _pictures(result, chosen: np.ndarray, model: nnx.Module) -> list[dict[str, Any]]:
+def _pictures(result, chosen: np.ndarray, detector: Detector) -> list[dict[str, Any]]:
     """Template values of examples `chosen`: the network's input and its explanation map."""
     if not len(chosen):
         return []
     picked = Subset(result.source, result.index[chosen])
     shown = []
-    for row, image, heat in explain.explain_source(model, picked, result.transform):
+    for row, image, heat in explain.explain_source(detector, picked):
         i = chosen[row]
         shown.append(
             {

@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 
 from input_pipeline.sources import Source
-from input_pipeline.transforms import Transform
-from mnv4_jax.detector import scoring
+from mnv4_jax.detector.detector import Detector
 from mnv4_jax.measure import calibration, metrics
 from mnv4_jax.measure.corruptions import CORRUPTIONS, corrupt
 from mnv4_jax.report import one_class
@@ -62,13 +59,10 @@ def choose(labels: np.ndarray, index: np.ndarray, n: int, *, seed: int = 0) -> n
 
 
 def sweep(
-    model: nnx.Module,
+    detector: Detector,
     source: Source,
     picks: Sequence[int],
-    transform: Transform,
-    mesh: Mesh,
     *,
-    temperature: float,
     threshold: float,
     groups: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
@@ -84,12 +78,12 @@ def sweep(
       [len(source)], if given).
     """
     damaged = Damaged(source, picks)
-    scores = scoring.score_source(model, damaged, transform, mesh, description="damaged")
+    scores = detector.logits(damaged, description="damaged")
     rows = []
     for i, (kind, level) in enumerate(damaged.damages):
         here = scores.index // len(picks) == i
         logits, labels = scores.logits[here], scores.labels[here]
-        called = calibration.p_fake(logits, temperature) >= threshold
+        called = calibration.p_fake(logits, detector.temperature) >= threshold
         if present := one_class.only_class(labels):
             of = None
             if groups is not None:

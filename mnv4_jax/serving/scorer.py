@@ -92,9 +92,7 @@ class Scorer:
         if not 0 <= number < len(views):
             raise DecodeError(f"no face {number} in it, of {len(views)} from 0 on")
         view = views[number]
-        ((_, seen, heat),) = explain.explain_source(
-            self._detector.model, Pictures([view.pixels]), self._detector.transform
-        )
+        ((_, seen, heat),) = explain.explain_source(self._detector, Pictures([view.pixels]))
         height, width = view.pixels.shape[:2]
         side = self._detector.transform.side(height, width)
         left, top = view.box[:2] if view.box else (0, 0)

@@ -151,9 +151,9 @@ FAULTS = [
     *_of(
         "mnv4_jax/convert.py",
         ("convert --raw ignored", "saved.load(args.checkpoint, raw=args.raw)", "saved.load(args.checkpoint)", f"{RAW}::test_convert"),
-        ("convert --input ignored", "stablehlo.stablehlo(loaded, pixels=args.input)", "stablehlo.stablehlo(loaded)", CONVERT),
+        ("convert --input ignored", "stablehlo.stablehlo(detector, pixels=args.input)", "stablehlo.stablehlo(detector)", CONVERT),
         ('convert --quantize ignored (onnx)', '            contents = smaller\n', '            pass\n', f'{CONVERT}::test_quantize_and_input_say_what_onnx_is_written',),
-        ("convert --input of ONNX ignored (onnx)", "onnx_export.export(to_torch(loaded), pixels=args.input)", "onnx_export.export(to_torch(loaded))", f"{CONVERT}::test_quantize_and_input_say_what_onnx_is_written"),
+        ("convert --input of ONNX ignored (onnx)", "onnx_export.export(to_torch(detector), pixels=args.input)", "onnx_export.export(to_torch(detector))", f"{CONVERT}::test_quantize_and_input_say_what_onnx_is_written"),
         ("the calibration lost on the way back", "        saved.save_calibration(folder, imported.calibration)", "        pass", f"{CONVERT}::test_to_torch_and_back_gives_the_same_checkpoint"),
     ),
     *_of(
@@ -164,7 +164,7 @@ FAULTS = [
     ),
     *_of(
         "mnv4_jax/evaluate.py",
-        ("evaluate --raw ignored", "saved.load(args.checkpoint, raw=args.raw)", "saved.load(args.checkpoint)", f"{RAW}::test_evaluate"),
+        ("evaluate --raw ignored", "Detector(args.checkpoint, raw=args.raw)", "Detector(args.checkpoint)", f"{RAW}::test_evaluate"),
         ("NaN in the JSON", "contents = json.dumps(_finite(facts | results[0].summary | others), indent=2)", "contents = json.dumps(facts | results[0].summary | others, indent=2)", ONE_CLASS),
     ),
     *_of(
@@ -178,12 +178,12 @@ FAULTS = [
     *_of(
         "mnv4_jax/detector/detector.py",
         ("the temperature ignored", "calibration.p_fake(scores.logits, self.temperature)", "calibration.p_fake(scores.logits)", RAW),
-        ("tiny pictures are answered", "least_px=scoring.needed_px(self.transform),", "least_px=0,", f"{PREDICT}::test_too_small_or_one_colour_is_no_evidence"),
+        ("tiny pictures are answered", "self.logits(source, least_px=self.least_px,", "self.logits(source, least_px=0,", f"{PREDICT}::test_too_small_or_one_colour_is_no_evidence"),
+        ("a side of one px more", "return min(LEAST_PX, self.transform.size)", "return min(LEAST_PX, self.transform.size) + 1", f"{PREDICT}::test_too_small_or_one_colour_is_no_evidence"),
         ("grey pictures as colours of one", "image = np.repeat(image[:, :, None], 3, axis=2)", "image = np.dstack([image, 0 * image, 0 * image])", f"{PREDICT}::test_the_library_takes_grey_and_transparent_pictures"),
     ),
     *_of(
         "mnv4_jax/detector/scoring.py",
-        ("a side of one px more", "return min(LEAST_PX, transform.size)", "return min(LEAST_PX, transform.size) + 1", f"{PREDICT}::test_too_small_or_one_colour_is_no_evidence"),
         ("padding counts as pictures", "order = np.flatnonzero(mask)", "order = np.flatnonzero(mask | True)", EVALUATE),
     ),
     *_of(
@@ -191,7 +191,7 @@ FAULTS = [
         ("intervals without groups", "metrics.rates_of(labels, called, groups)", "metrics.rates_of(labels, called)", EVALUATE),
         ("unreadable pictures not named", "\"unreadable\": unreadable,", "\"unreadable\": [],", EVALUATE),
         ("no_score not counted", "for i, why in scores.refused.items()],", "for i, why in ()],", f"{EVALUATE}::test_what_holds_no_evidence_is_counted_and_not_judged"),
-        ("uncalibrated scores in the report", "p_fake = calibration.p_fake(scores.logits, fitted[\"temperature\"])", "p_fake = calibration.p_fake(scores.logits)", EVALUATE),
+        ("uncalibrated scores in the report", "p_fake = calibration.p_fake(scores.logits, detector.temperature)", "p_fake = calibration.p_fake(scores.logits)", EVALUATE),
     ),
     *_of(
         "mnv4_jax/report/one_class.py",

@@ -17,9 +17,11 @@ from input_pipeline.cli import UserError
 from mnv4_jax import convert
 from mnv4_jax.detector import saved as saved_lib
 from mnv4_jax.detector import weight_files
+from mnv4_jax.detector.detector import Detector
 from mnv4_jax.models import classifier, timm_keys
+from mnv4_jax.models import weights as weights_lib
 from tests.golden import formula
-from tests.mnv4_jax.models.test_timm_keys import checkpoint_of, jax_logits, with_formula_weights
+from tests.mnv4_jax.models.test_timm_keys import detector_of, jax_logits, with_formula_weights
 
 TEMPERATURE = 1.7
 SIZE = 32
@@ -29,7 +31,7 @@ SIZE = 32
 def detector():
     # The formula's weights answer to noise as no trained ones do: with more gain, int8 is far off.
     gabor = {"gabor.mode": "concat", "gabor.gain": 10.0, "data.eval_image_size": SIZE}
-    return checkpoint_of(*with_formula_weights(**gabor), {"temperature": TEMPERATURE})
+    return detector_of(*with_formula_weights(**gabor), {"temperature": TEMPERATURE})
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,8 @@ def expected(detector, pictures):
 def workdir(detector, tmp_path_factory):
     """A checkpoint of the detector on disk."""
     folder = tmp_path_factory.mktemp("run")
-    saved = saved_lib.write_initial(folder, detector.config, detector.weights)
+    _, weights = weights_lib.split(detector.model)
+    saved = saved_lib.write_initial(folder, detector.config, weights)
     saved_lib.save_calibration(saved, detector.calibration)
     return folder
 
@@ -70,7 +73,7 @@ def test_to_torch_and_back_gives_the_same_checkpoint(workdir, tmp_path, monkeypa
     run(monkeypatch, f"--checkpoint={workdir}", "--to=torch", f"--out={file}")
     run(monkeypatch, "--from=timm", f"--weights={file}", f"--out={back}")
     assert f"--config.model.init_from={back}" in capsys.readouterr().out
-    before, after = saved_lib.load(workdir), saved_lib.load(back)
+    before, after = Detector(workdir), Detector(back)
     assert convert.to_torch(before) == convert.to_torch(after)
     assert after.calibration == {"temperature": TEMPERATURE}
     with pytest.raises(UserError, match="holds checkpoints already"):
@@ -78,9 +81,10 @@ def test_to_torch_and_back_gives_the_same_checkpoint(workdir, tmp_path, monkeypa
 
 
 def test_raw_converts_the_weights_as_trained(detector, tmp_path, monkeypatch):
-    trained = jax.tree.map(lambda x: np.asarray(x) + 1, detector.weights)
+    _, ema = weights_lib.split(detector.model)
+    trained = jax.tree.map(lambda x: np.asarray(x) + 1, ema)
     items = saved_lib.to_save(
-        0, {"weights": trained, "ema": detector.weights}, saved_lib.make_meta(detector.config)
+        0, {"weights": trained, "ema": ema}, saved_lib.make_meta(detector.config)
     )
     with ocp.CheckpointManager(tmp_path / "run" / "checkpoints") as manager:
         manager.save(0, args=items)
@@ -284,7 +288,7 @@ def test_int8_stays_close_keeps_the_bank_in_float_and_says_what_it_costs(
         folder.mkdir(parents=True)
         for i, picture in enumerate(formula.pictures(4, SIZE, seed=seed)):
             Image.fromarray(picture).save(folder / f"{i}.png")
-    quantized = onnx_export.quantize(onnx_model, detector.config, str(tmp_path))
+    quantized = onnx_export.quantize(onnx_model, detector, str(tmp_path))
     assert len(quantized) < 0.5 * len(onnx_model)
     p_fake = onnx_export.run(onnx_export.make_session(quantized), pictures)
     assert 1e-6 < np.abs(p_fake - expected).max() < 0.1
@@ -294,13 +298,13 @@ def test_int8_stays_close_keeps_the_bank_in_float_and_says_what_it_costs(
             break
     else:
         pytest.fail("there is no Gabor convolution")
-    onnx_export.print_accuracy_lost(onnx_model, quantized, detector.config, str(tmp_path))
+    onnx_export.print_accuracy_lost(onnx_model, quantized, detector, str(tmp_path))
     said = capsys.readouterr().out
     float32, int8, lost = map(float, re.findall(r"[-+]?\d\.\d{4}", said))
     assert said.startswith("accuracy on 8 Validation pictures:")
     assert abs(lost - (float32 - int8)) < 1e-6
     onnx_export.print_accuracy_lost(
-        onnx_model, quantized, detector.config, str(tmp_path / "Train" / "Fake")
+        onnx_model, quantized, detector, str(tmp_path / "Train" / "Fake")
     )
     assert "not measured" in capsys.readouterr().out
 
@@ -321,7 +325,7 @@ def test_nothing_but_its_own_paths_imports_torch(workdir, tmp_path):
         )
 
     assert convert_to("torch").returncode == 0
-    assert (tmp_path / "torch").read_bytes() == convert.to_torch(saved_lib.load(workdir))
+    assert (tmp_path / "torch").read_bytes() == convert.to_torch(Detector(workdir))
     refused = convert_to("onnx")
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
     assert "needs the extra `onnx`: pip install 'mnv4_jax[onnx]'" in refused.stderr
@@ -359,7 +363,7 @@ def test_a_model_that_starts_from_converted_weights_has_them(workdir):
     source = saved_lib.load(workdir)
     config = source.config.copy_and_resolve_references()
     config.gabor.mode = "none"
-    fresh = checkpoint_of(config, classifier.build(config, seed=5)).weights
+    fresh = weights_lib.split(classifier.build(config, seed=5))[1]
     params, stats, notes = transfer(
         fresh["params"], fresh["stats"], source.weights["params"], source.weights["stats"]
     )

@@ -5,12 +5,10 @@ from safetensors import safe_open
 
 from input_pipeline.cli import UserError
 from input_pipeline.sources import open_source
-from mnv4_jax.config import eval_transform
-from mnv4_jax.detector import boxed, saved, scoring
+from mnv4_jax.detector import boxed, saved
 from mnv4_jax.detector.detector import Detector
 from mnv4_jax.measure import calibration
 from mnv4_jax.models.weights import to_float
-from mnv4_jax.runtime.mesh import make_mesh
 
 
 def logits_of(checkpoint, pictures):
@@ -83,8 +81,5 @@ def test_a_detector_older_than_a_field_of_training_still_answers(run, portraits,
     boxed.write(tmp_path / "old.safetensors", loaded)
     old = boxed.read(tmp_path / "old.safetensors")
     source = open_source(str(portraits), "Test")
-    scores = [
-        scoring.score_source(c.model, source, eval_transform(c.config.data), make_mesh())
-        for c in (loaded, old)
-    ]
+    scores = [Detector.of(checkpoint).logits(source) for checkpoint in (loaded, old)]
     np.testing.assert_allclose(scores[1].logits, scores[0].logits, atol=0.02)

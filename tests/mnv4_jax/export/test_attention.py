@@ -11,7 +11,7 @@ from mnv4_jax.export.stablehlo import stablehlo
 from mnv4_jax.models import vit
 from tests import narrow  # noqa: F401  registers its networks
 from tests.golden import formula
-from tests.mnv4_jax.models.test_timm_keys import checkpoint_of, jax_logits, with_formula_weights
+from tests.mnv4_jax.models.test_timm_keys import detector_of, jax_logits, with_formula_weights
 
 pytestmark = [pytest.mark.onnx, pytest.mark.slow]
 
@@ -36,7 +36,7 @@ def test_every_form_answers_the_same_or_is_refused(name, size, tmp_path):
     from tests import narrow_timm  # noqa: F401  registers its networks
 
     config, model = with_formula_weights(**{"model.name": name, "data.image_size": size})
-    detector, pictures = checkpoint_of(config, model), formula.pictures(4, size)
+    detector, pictures = detector_of(config, model), formula.pictures(4, size)
     expected = jax.nn.softmax(jax_logits(model, pictures))[:, 0]
     assert np.ptp(expected) > 1e-3  # the pictures are told apart
 
@@ -69,8 +69,8 @@ def test_every_form_answers_the_same_or_is_refused(name, size, tmp_path):
     if name.startswith("vit"):
         expected_error = f"int8 is for networks of convolutions, and {name} has no more than 1"
         with pytest.raises(UserError, match=expected_error):
-            onnx_export.quantize(graph, config, str(folder))
+            onnx_export.quantize(graph, detector, str(folder))
     else:
-        small = onnx_export.quantize(graph, config, str(folder))
+        small = onnx_export.quantize(graph, detector, str(folder))
         assert len(small) < 0.35 * len(graph)
         assert off(onnx_export.run(onnx_export.make_session(small), pictures)) < 0.1

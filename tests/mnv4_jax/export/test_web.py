@@ -19,6 +19,7 @@ from configs import small
 from input_pipeline.cli import UserError
 from mnv4_jax.convert import to_torch
 from mnv4_jax.detector import saved as detectors
+from mnv4_jax.detector.detector import Detector
 from mnv4_jax.models import weights
 from tests.pictures import encoded, smooth
 from tests.processes import ROOT
@@ -273,7 +274,7 @@ def test_the_folder_is_small_and_has_no_inline_script(root):
 
 
 def test_packed_weights_give_the_same_answers(drawn):
-    whole = onnx.export(to_torch(detectors.load(None)))
+    whole = onnx.export(to_torch(Detector()))
     packed = web.pack(whole)
     assert len(packed) < 0.55 * len(whole)
     pictures = np.stack(

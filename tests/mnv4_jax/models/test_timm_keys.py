@@ -12,6 +12,7 @@ from flax import nnx
 from input_pipeline.cli import UserError
 from mnv4_jax import convert
 from mnv4_jax.detector import weight_files
+from mnv4_jax.detector.detector import Detector
 from mnv4_jax.detector.saved import Checkpoint
 from mnv4_jax.models import classifier, timm_keys
 from mnv4_jax.models.vit import IMAGENET
@@ -45,11 +46,12 @@ def with_formula_weights(**overrides):
     return config, nnx.merge(graphdef, weights["params"], weights["stats"])
 
 
-def checkpoint_of(config, model, calibration=None):
-    return Checkpoint(
+def detector_of(config, model, calibration=None):
+    checkpoint = Checkpoint(
         path=None, step=7, config=config, model=model, labels=("fake", "real"),
         calibration=calibration, meta={},
     )  # fmt: skip
+    return Detector.of(checkpoint)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -121,7 +123,7 @@ def test_the_torch_twin_answers_the_same_from_the_file_alone(tmp_path, mode, res
     gabor = {"gabor.mode": mode, "gabor.response": response, "gabor.learnable": learnable}
     config, model = with_formula_weights(**gabor)
     file = tmp_path / "model.safetensors"
-    file.write_bytes(convert.to_torch(checkpoint_of(config, model, {"temperature": 1.7})))
+    file.write_bytes(convert.to_torch(detector_of(config, model, {"temperature": 1.7})))
     twin = torch_module.load(file)
     pictures = formula.pictures(2, SIZE)
     logits = jax_logits(model, pictures)
@@ -203,7 +205,7 @@ def test_a_round_trip_returns_the_same_bytes(tmp_path, learnable):
     gabor = {"gabor.mode": "concat", "gabor.learnable": learnable}
     config, model = with_formula_weights(**gabor)
     file = tmp_path / "model.safetensors"
-    file.write_bytes(convert.to_torch(checkpoint_of(config, model)))
+    file.write_bytes(convert.to_torch(detector_of(config, model)))
     tensors, header = weight_files.read(str(file))
     assert header["labels"] == ["fake", "real"] and header["step"] == 7
     back = timm_keys.from_timm(abstract(config), tensors)
@@ -266,7 +268,7 @@ def test_weights_of_no_known_model_are_told_how_they_differ():
 def test_the_header_says_what_a_reader_must_know():
     config, model = with_formula_weights(**{"gabor.mode": "concat", "data.eval_image_size": 192})
 
-    contents = convert.to_torch(checkpoint_of(config, model, {"temperature": 2.0}))
+    contents = convert.to_torch(detector_of(config, model, {"temperature": 2.0}))
     length = int.from_bytes(contents[:8], "little")
     header = json.loads(contents[8 : 8 + length])["__metadata__"]
     assert header.pop("format") == "pt"

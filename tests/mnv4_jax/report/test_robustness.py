@@ -5,12 +5,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from input_pipeline.sources import open_source
-from mnv4_jax.config import eval_transform
-from mnv4_jax.detector import saved
 from mnv4_jax.detector.detector import Detector
 from mnv4_jax.measure import corruptions
 from mnv4_jax.report import robustness
-from mnv4_jax.runtime.mesh import make_mesh
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +39,7 @@ def test_a_picture_too_large_for_a_jpeg_costs_only_itself(run, portraits, tmp_pa
         def read(self, i):
             return np.full((3, 70_000 if i == 0 else 40, 3), 50 * i, np.uint8)
 
-    loaded = saved.load(run)
-    transform = eval_transform(loaded.config.data)
-    rows = robustness.sweep(
-        loaded.model, Wide(), range(4), transform, make_mesh(), temperature=1, threshold=0.5
-    )
+    rows = robustness.sweep(Detector(run), Wide(), range(4), threshold=0.5)
     assert all(np.isfinite(row["auc"]["value"]) for row in rows)
 
 
@@ -59,17 +52,14 @@ def test_half_of_the_choice_is_fake_where_there_are_as_many():
 
 
 def test_the_sweep_scores_each_damage(run, source):
-    loaded = saved.load(run)
+    detector = Detector(run)
+    detector.temperature = 1.0
     picks = robustness.choose(source.labels[:-1], np.arange(24), 8)
-    transform = eval_transform(loaded.config.data)
-    rows = robustness.sweep(
-        loaded.model, source, picks, transform, make_mesh(), temperature=1.0, threshold=0.5
-    )
+    rows = robustness.sweep(detector, source, picks, threshold=0.5)
     assert [(row["kind"], row["level"]) for row in rows[1:]] == [
         (kind, level) for kind, c in corruptions.CORRUPTIONS.items() for level in c.levels
     ]
-    detector, labels = Detector(run), source.labels[picks]
-    detector.temperature = 1.0
+    labels = source.labels[picks]
     for row in (rows[0], rows[7], rows[-1]):
         images = [source.read(int(pick)) for pick in picks]
         if row["kind"] != "none":
