@@ -1,6 +1,5 @@
 """Every metric against scikit-learn or its definition; intervals against their promise."""
 
-
 import numpy as np
 import pytest
 from sklearn import calibration as sk_calibration
