@@ -1,19 +1,23 @@
 """Pictures a second through the network alone, against timm in PyTorch and in onnxruntime:
 
     python benchmarks/inference.py [--out=FILE.jsonl] [--size=224] [--batches=1,64] [--rounds=7]
-        [--model=vit_tiny_patch16_224]
+        [--model=vit_tiny_patch16_224 | --model=shipped]
 
 Random weights, float32, evaluation mode, a resident batch; alternating rounds, each program in its
 own process. `mnv4_jax.evaluate` keeps freed memory in the process (memory.py), so ours does here;
-PyTorch is timed without and with that. onnxruntime runs PyTorch's export, with BatchNorm folded.
+PyTorch is timed without and with that. onnxruntime runs PyTorch's export, with BatchNorm folded. A
+batch of more than 16 is scored in chunks of 16, as `detector/scoring.py` does on a CPU. "shipped"
+is the detector in the package with its Gabor bank, exported for the two peers.
 """
 
 import argparse
 import functools
-import os
+import io
 import tempfile
 
 import rounds
+
+CHUNK = 16  # pictures
 
 
 def main():
@@ -47,33 +51,37 @@ def main():
         rounds.print_rows(times, size=args.size, batch=batch, out=args.out)
 
 
-def jax_run(model, batch, size):
+def jax_run(name, batch, size):
     import jax
     import numpy as np
     from steps import config_for
 
+    from mnv4_jax.detector.detector import Detector
     from mnv4_jax.models import weights as weights_lib
 
-    config = config_for(batch, size, model=model)
-    graphdef, weights = weights_lib.abstract(config)[0], weights_lib.fresh_weights(config)
+    if name == "shipped":
+        graphdef, weights = weights_lib.split(Detector().model)
+    else:
+        config = config_for(batch, size, model=name)
+        graphdef, weights = weights_lib.abstract(config)[0], weights_lib.fresh_weights(config)
     weights = jax.device_put(weights)
-    images = jax.device_put(np.zeros((batch, size, size, 3), np.uint8))
+    chunk = min(batch, CHUNK)
+    images = jax.device_put(np.zeros((chunk, size, size, 3), np.uint8))
     forward = jax.jit(
         lambda weights, images: weights_lib.eval_step(weights, images, graphdef=graphdef)
     )
     compiled = forward.lower(weights, images).compile()
-    return lambda: jax.block_until_ready(compiled(weights, images))
+    return lambda: jax.block_until_ready([compiled(weights, images) for _ in range(batch // chunk)])
 
 
 def torch_run(name, batch, size, channels_last=False):
-    import timm
     import torch
-    from steps import sized
 
+    model, images = _torch_model(name, size), torch.zeros(batch, size, size, 3, dtype=torch.uint8)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = timm.create_model(name, num_classes=2, **sized(name, size)).eval()
     model = model.to(memory_format=layout)
-    images = torch.rand(batch, 3, size, size).to(memory_format=layout)
+    if name != "shipped":
+        images = torch.rand(batch, 3, size, size).to(memory_format=layout)
 
     def run():
         with torch.inference_mode():
@@ -84,18 +92,42 @@ def torch_run(name, batch, size, channels_last=False):
 
 def onnx_run(name, batch, size):
     import onnxruntime
-    import timm
     import torch
-    from steps import sized
 
-    model = timm.create_model(name, num_classes=2, **sized(name, size)).eval()
-    images = torch.rand(batch, 3, size, size)
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "model.onnx")
-        torch.onnx.export(model, (images,), path, dynamo=True, verbose=False)
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    if name == "shipped":
+        from mnv4_jax.export import onnx as onnx_export
+
+        graph = onnx_export.export(_shipped())
+        images = torch.zeros(batch, size, size, 3, dtype=torch.uint8)
+    else:
+        images, file = torch.rand(batch, 3, size, size), io.BytesIO()
+        program = torch.onnx.export(_torch_model(name, size), (images,), dynamo=True, verbose=False)
+        program.save(file)
+        graph = file.getvalue()
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: images.numpy()}
     return lambda: session.run(None, feed)
+
+
+def _torch_model(name, size):
+    import timm
+    from steps import sized
+
+    if name != "shipped":
+        return timm.create_model(name, num_classes=2, **sized(name, size)).eval()
+    from mnv4_jax.export import torch_module
+
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+        file.write(_shipped())
+        file.flush()
+        return torch_module.load(file.name)
+
+
+def _shipped():
+    from mnv4_jax import convert
+    from mnv4_jax.detector.detector import Detector
+
+    return convert.to_torch(Detector())
 
 
 if __name__ == "__main__":
