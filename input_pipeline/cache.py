@@ -1,5 +1,8 @@
-"""The cache folder, for the demo set, XLA's programs, C++ kernels and decoded pictures."""
+"""The cache folder, for the demo set, XLA's programs, C++ kernels and decoded pictures; and whether
+a file has changed since something made from it was kept there."""
 
+import contextlib
+import hashlib
 import os
 import pathlib
 import tempfile
@@ -21,3 +24,16 @@ def why_not_writable(folder: str | os.PathLike) -> str | None:
             return None
     except OSError as error:
         return error.strerror or type(error).__name__
+
+
+def stamp(path: str | os.PathLike) -> bytes:
+    """16 bytes that depend on a file's path, size and modification time.
+
+    Does not raise for an inaccessible file: reading it gives the reason later.
+    """
+    facts = os.path.abspath(path)
+    with contextlib.suppress(OSError):
+        found = os.stat(path)
+        facts = f"{facts}\0{found.st_size}\0{found.st_mtime_ns}"
+    facts = facts.encode(errors="surrogateescape")
+    return hashlib.blake2b(facts, digest_size=16).digest()

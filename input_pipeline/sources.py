@@ -3,11 +3,9 @@
 Every source allows random access.
 """
 
-import contextlib
 import csv
 import functools
 import glob
-import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from input_pipeline import listing, mixtures
+from input_pipeline import cache, listing, mixtures
 from input_pipeline.cli import UserError
 from input_pipeline.decode import decode
 
@@ -56,19 +54,6 @@ class Source(Protocol):
     def stamp(self, i: int) -> bytes:
         """Changes when the file of picture `i` changes; only training uses it."""
         ...
-
-
-def stamp(path: str | os.PathLike) -> bytes:
-    """16 bytes that depend on a file's path, size and modification time.
-
-    Does not raise for an inaccessible file: reading it gives the reason later.
-    """
-    facts = os.path.abspath(path)
-    with contextlib.suppress(OSError):
-        found = os.stat(path)
-        facts = f"{facts}\0{found.st_size}\0{found.st_mtime_ns}"
-    facts = facts.encode(errors="surrogateescape")
-    return hashlib.blake2b(facts, digest_size=16).digest()
 
 
 def printable(name: str) -> str:
@@ -117,7 +102,7 @@ class FileSource:
             os.close(descriptor)
 
     def stamp(self, i: int) -> bytes:
-        return stamp(self._paths[i])
+        return cache.stamp(self._paths[i])
 
     def part(self, positions: Sequence[int]) -> "FileSource":
         """Some of its pictures, without groups: cheap to send to another process."""

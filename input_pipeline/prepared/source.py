@@ -13,9 +13,9 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.core.decode import DeserializeMethod
 from tensorflow_datasets.proto import tf_example_pb2
 
+from input_pipeline import cache
 from input_pipeline.cli import UserError
 from input_pipeline.decode import decode
-from input_pipeline.sources import stamp
 
 
 class TfdsSource:
@@ -80,7 +80,7 @@ class TfdsSource:
     def _shards_stamp(self) -> bytes:
         folder = pathlib.Path(_builder(self._data_dir).data_dir)
         shards = sorted(folder.glob(f"*-{self._split}.array_record*"))
-        return b"".join(stamp(path) for path in shards)
+        return b"".join(cache.stamp(path) for path in shards)
 
     @functools.cached_property
     def _records(self) -> Sequence[bytes]:
