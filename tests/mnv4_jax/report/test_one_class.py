@@ -13,7 +13,7 @@ from input_pipeline.cli import UserError
 from input_pipeline.sources import open_source
 from mnv4_jax import evaluate
 from mnv4_jax.detector.detector import Detector
-from mnv4_jax.measure.corruptions import corrupt
+from mnv4_jax.measure.corruptions import CORRUPTIONS, corrupt
 from mnv4_jax.report import one_class, robustness
 
 COMPARES = {
@@ -90,12 +90,12 @@ def test_one_class_gives_its_rates_and_null_with_a_reason_for_the_rest(
         ]
         assert group["rates"] == pytest.approx(expected)
 
-    assert len(numbers["robustness"]["rows"]) == 51
+    assert len(numbers["robustness"]["rows"]) == 1 + 5 * len(CORRUPTIONS)
     assert numbers["robustness"]["n"] == 4
     for row in numbers["robustness"]["rows"]:
         assert row["auc"]["value"] is None
         assert row["ci95"][0] <= row[rate] <= row["ci95"][1]
-    assert html.count("<svg ") == 1 + 10
+    assert html.count("<svg ") == 1 + len(CORRUPTIONS)
     assert f"There are only {name.lower()} pictures here" in html
     assert "video 3" in html
     assert not re.search(r"[>( ]nan\b", html, re.IGNORECASE)

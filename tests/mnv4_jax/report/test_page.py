@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mnv4_jax import evaluate
+from mnv4_jax.measure.corruptions import CORRUPTIONS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -85,7 +86,7 @@ def test_plots_and_pictures_are_visible_and_the_console_is_empty(page, tmp_path,
     assert "CONSOLE" not in log
     measured = re.search(r'data-measured="([^"]*)"', dom)[1].replace("&quot;", '"')
     measured = json.loads(measured.replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
-    assert len(measured["svgs"]) == 16
+    assert len(measured["svgs"]) == 6 + len(CORRUPTIONS)
     for svg in measured["svgs"]:
         assert svg["width"] > 150, svg
         assert svg["height"] > 150, svg
