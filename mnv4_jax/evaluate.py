@@ -1,4 +1,4 @@
-"""Evaluates a detector: python -m mnv4_jax.evaluate --checkpoint=DIR --data=DIR --out=DIR
+"""Evaluates a detector: python -m mnv4_jax.evaluate --data=DIR --out=DIR [--checkpoint=DIR]
 
 Writes report.html for people and report.json for programs. Several --data make a cross-dataset
 table. Exit status: 0 done, 2 an error that the user can fix.
@@ -61,7 +61,11 @@ def parse(argv: Sequence[str]):
     parser = cli.ArgumentParser(
         prog="python -m mnv4_jax.evaluate", description=__doc__.split("\n", 2)[2]
     )
-    parser.add_argument("--checkpoint", required=True, help="a workdir, or one checkpoint in it")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        help="a workdir, or one checkpoint in it; default: the detector in the box",
+    )
     parser.add_argument(
         "--data",
         required=True,
@@ -128,7 +132,7 @@ def _attack_plan(args, detector: Detector) -> AttackPlan | None:
         if mine != theirs:
             raise UserError(
                 f"--attack_transfer={args.attack_transfer}: sees pictures of {theirs} px and"
-                f" --checkpoint={args.checkpoint} of {mine} px; both must be equal"
+                f" --checkpoint={detector.path} of {mine} px; both must be equal"
             )
     return AttackPlan(args.attack, args.attack_pictures, args.attack_steps, other)
 

@@ -240,6 +240,18 @@ def test_what_holds_no_evidence_is_counted_and_not_judged(
         )
 
 
+def test_without_a_checkpoint_the_detector_in_the_box_is_evaluated(
+    portraits, tmp_path, monkeypatch
+):
+    numbers, _ = evaluated(
+        monkeypatch, f"--data={portraits}", f"--out={tmp_path / 'out'}", "--robustness=0"
+    )
+    files = sorted((portraits / "Test" / "Real").glob("[0-9]*.jpg"))
+    called_real = Detector()(files) < 0.5
+    assert numbers["recall_real"]["value"] == pytest.approx(called_real.mean())
+    assert numbers["checkpoint"].endswith("shipped/detector.safetensors")
+
+
 def test_a_set_without_a_readable_picture_is_an_error(run, tmp_path, monkeypatch):
     for name in ("Fake", "Real"):
         (tmp_path / "Test" / name).mkdir(parents=True)
