@@ -34,9 +34,10 @@ def opened(source, form="host", gib=1.0, say=lambda line: None):
     return slots.open_for(source, SIDE, form, gib, say)
 
 
-def batches(source, cached, n=9, on_bad=None, blended=0.0, **fields):
+def batches(source, cached, n=9, on_bad=None, blended=0.0, workers=0, **fields):
     transform = dataclasses.replace(TRANSFORM, **fields)
     arguments = {"seed": 3, "slots": cached, "on_bad": on_bad, "blended": blended}
+    arguments["workers"] = workers
     with train_batches(source, transform, batch_size=4, threads=2, **arguments) as found:
         return [next(found) for _ in range(n)]
 
