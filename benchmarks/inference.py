@@ -5,9 +5,9 @@
 
 Random weights, float32, evaluation mode, a resident batch; alternating rounds, each program in its
 own process. `mnv4_jax.evaluate` keeps freed memory in the process (memory.py), so ours does here;
-PyTorch is timed without and with that. onnxruntime runs PyTorch's export, with BatchNorm folded. A
-batch of more than 16 is scored in chunks of 16, as `detector/scoring.py` does on a CPU. "shipped"
-is the detector in the package with its Gabor bank, exported for the two peers.
+PyTorch is timed without and with that. onnxruntime runs PyTorch's export, with BatchNorm folded.
+Ours scores a batch in pieces, as large as `detector/scoring.py` makes them for so many pictures.
+"shipped" is the detector in the package with its Gabor bank, exported for the two peers.
 """
 
 import argparse
@@ -16,8 +16,6 @@ import io
 import tempfile
 
 import rounds
-
-CHUNK = 16  # pictures
 
 
 def main():
@@ -56,6 +54,7 @@ def jax_run(name, batch, size):
     import numpy as np
     from steps import config_for
 
+    from mnv4_jax.detector import scoring
     from mnv4_jax.detector.detector import Detector
     from mnv4_jax.models import weights as weights_lib
 
@@ -65,22 +64,25 @@ def jax_run(name, batch, size):
         config = config_for(batch, size, model=name)
         graphdef, weights = weights_lib.abstract(config)[0], weights_lib.fresh_weights(config)
     weights = jax.device_put(weights)
-    chunk = min(batch, CHUNK)
+    chunk = max(size for size in scoring.batch_sizes() if size <= batch)
     images = jax.device_put(np.zeros((chunk, size, size, 3), np.uint8))
     forward = jax.jit(
         lambda weights, images: weights_lib.eval_step(weights, images, graphdef=graphdef)
     )
     compiled = forward.lower(weights, images).compile()
-    return lambda: jax.block_until_ready([compiled(weights, images) for _ in range(batch // chunk)])
+    return lambda: jax.block_until_ready(
+        [compiled(weights, images) for _ in range(-(-batch // chunk))]
+    )
 
 
 def torch_run(name, batch, size, channels_last=False):
     import torch
 
-    model, images = _torch_model(name, size), torch.zeros(batch, size, size, 3, dtype=torch.uint8)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = model.to(memory_format=layout)
-    if name != "shipped":
+    model = _torch_model(name, size).to(memory_format=layout)
+    if name == "shipped":
+        images = torch.zeros(batch, size, size, 3, dtype=torch.uint8)
+    else:
         images = torch.rand(batch, 3, size, size).to(memory_format=layout)
 
     def run():

@@ -140,7 +140,8 @@ def plot_frontier(rows, args) -> None:
     for row in rows:
         points = [figures(folder, [lowest], []) for folder in finished(*row, args)]
         if points:
-            axes.plot(*zip(*[(p[0], p[3]) for p in points], strict=True), "o", label=name_of(*row))
+            clean, _, _, attacked, *_ = zip(*points, strict=True)
+            axes.plot(clean, attacked, "o", label=name_of(*row))
     axes.axhline(0.7, color="grey", linestyle=":", linewidth=1)
     axes.set(xlabel=f"AUC on {args.home} Test", ylabel=f"AUC under attack at {lowest}/255, worst")
     axes.legend(title="trained on")

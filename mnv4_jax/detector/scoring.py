@@ -23,13 +23,18 @@ from mnv4_jax.models.weights import eval_step, split
 from mnv4_jax.runtime.mesh import put_batch, replicated
 
 _IN_FLIGHT = 2
-# Few sizes, so that their programs are soon all in the compilation cache. On two CPU cores at
-# 128 px, a batch of 16 gives 233 images/s, 64 gives 135: its features exceed the CPU's cache.
-_BATCH_SIZES = {"cpu": (1, 16)}
-_BATCH_SIZES_ELSEWHERE = (1, 16, 128)
 
 
 _ARRAYS = ("image", "label", "index", "mask", "refused")
+
+
+def batch_sizes() -> tuple[int, ...]:
+    """The numbers of pictures that are scored at once on this backend.
+
+    Few sizes, so that their programs are soon all in the compilation cache. On two CPU cores at
+    128 px, a batch of 16 gives 233 images/s, 64 gives 135: its features exceed the CPU's cache.
+    """
+    return (1, 16) if jax.default_backend() == "cpu" else (1, 16, 128)
 
 
 class Stopped(Exception):
@@ -132,8 +137,7 @@ def score_source(
     score: `Scores.refused` says why. Calls `on_bad` with (id, reason) of each picture that this
     process cannot read. `threads` and `workers` as in `train_batches`.
     """
-    sizes = _BATCH_SIZES.get(jax.default_backend(), _BATCH_SIZES_ELSEWHERE)
-    size = max(b for b in sizes if b <= max(1, len(source)))
+    size = max(b for b in batch_sizes() if b <= max(1, len(source)))
     size = -(-size // mesh.size) * mesh.size
     batches = eval_batches(
         source,
