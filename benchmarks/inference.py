@@ -64,7 +64,7 @@ def jax_run(name, batch, size):
         config = config_for(batch, size, model=name)
         graphdef, weights = weights_lib.abstract(config)[0], weights_lib.fresh_weights(config)
     weights = jax.device_put(weights)
-    chunk = max(size for size in scoring.batch_sizes() if size <= batch)
+    chunk = max(n for n in scoring.batch_sizes(size) if n <= batch)
     images = jax.device_put(np.zeros((chunk, size, size, 3), np.uint8))
     forward = jax.jit(
         lambda weights, images: weights_lib.eval_step(weights, images, graphdef=graphdef)

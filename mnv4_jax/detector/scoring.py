@@ -28,13 +28,16 @@ _IN_FLIGHT = 2
 _ARRAYS = ("image", "label", "index", "mask", "refused")
 
 
-def batch_sizes() -> tuple[int, ...]:
-    """The numbers of pictures that are scored at once on this backend.
+def batch_sizes(side_px: int) -> tuple[int, ...]:
+    """The numbers of pictures of this side that are scored at once on this backend.
 
-    Few sizes, so that their programs are soon all in the compilation cache. On two CPU cores at
-    128 px, a batch of 16 gives 233 images/s, 64 gives 135: its features exceed the CPU's cache.
+    Few sizes, so that their programs are soon all in the compilation cache. On a CPU as many as
+    its cache has room for: at 224 px 8 are 1.11 times as fast as 16, at 128 px 16 as fast as any
+    (docs/PERFORMANCE.md).
     """
-    return (1, 16) if jax.default_backend() == "cpu" else (1, 16, 128)
+    if jax.default_backend() != "cpu":
+        return (1, 16, 128)
+    return (1, 16 if side_px < 192 else 8)
 
 
 class Stopped(Exception):
@@ -137,7 +140,7 @@ def score_source(
     score: `Scores.refused` says why. Calls `on_bad` with (id, reason) of each picture that this
     process cannot read. `threads` and `workers` as in `train_batches`.
     """
-    size = max(b for b in batch_sizes() if b <= max(1, len(source)))
+    size = max(b for b in batch_sizes(transform.size) if b <= max(1, len(source)))
     size = -(-size // mesh.size) * mesh.size
     batches = eval_batches(
         source,

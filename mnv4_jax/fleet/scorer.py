@@ -79,7 +79,7 @@ class Scorer:
             raise UserError(f"--checkpoint={card.path} changed while the job was running")
         self._card = card
         self._mesh = make_mesh()
-        size = max(scoring.batch_sizes())
+        size = max(scoring.batch_sizes(self._detector.transform.size))
         self._batch_size = -(-size // self._mesh.size) * self._mesh.size
 
     def __call__(self, views: pa.Table) -> pa.Table:
