@@ -170,7 +170,7 @@ def bare(args) -> dict:
     detector, answers = Detector(args.checkpoint), Answers()
     for start in range(0, len(files), 256):  # as predict does
         some = files[start : start + 256]
-        detector.score(FileSource(some))
+        detector.score_or_say_why(FileSource(some))
         answers.add(len(some))
     return vars(answers)
 

@@ -8,7 +8,6 @@ the run was interrupted.
 import dataclasses
 import functools
 import mmap
-import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,7 +15,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from input_pipeline import blending, mixtures, transforms
+from input_pipeline import blending, cores, mixtures, transforms
 from input_pipeline import order as order_lib
 from input_pipeline.cli import UserError
 from input_pipeline.decode import DecodeError
@@ -124,7 +123,7 @@ def train_batches(
         blended=blended,
         slots=slots,
         resident=resident,
-        reals=np.flatnonzero(np.asarray(source.labels) == 1),
+        reals=_reals(source, weights),
     )
     # Positions are uint32: at 10,000 images/s, five days of training.
     batches = grain.MapDataset.range(2**32 // batch_size)[start:].map(load)
@@ -312,22 +311,25 @@ def _read(source: Source, index: int, bad: list[tuple[str, str]]) -> np.ndarray 
         return None
 
 
+def _reals(source: Source, weights: Sequence[float]) -> np.ndarray:
+    """The indices of the photographs, without those of sets that are never drawn."""
+    real = np.asarray(source.labels) == 1
+    if isinstance(source, mixtures.Mixture) and weights:
+        real &= np.asarray(weights)[source.set_of] > 0
+    return np.flatnonzero(real)
+
+
 def _rows(batch_size: int, process_count: int) -> int:
     if batch_size % process_count:
         raise ValueError(f"batch_size {batch_size} does not divide by {process_count} processes")
     return batch_size // process_count
 
 
-def _cores() -> int:
-    """The cores that this process may use; under taskset or SLURM fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _iterate(batches: grain.MapDataset, threads: int, workers: int) -> grain.DatasetIterator:
     """Loads batches ahead of the caller, one batch per thread."""
     # More threads than cores are slower: they queue for the GIL (docs/PERFORMANCE.md). At most 16,
     # since each holds two batches.
-    threads = threads or max(1, min(_cores(), 16) // max(1, workers))
+    threads = threads or max(1, min(cores.available(), 16) // max(1, workers))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2)
     dataset = batches.to_iter_dataset(read_options=options)
     if workers:

@@ -26,7 +26,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from input_pipeline import cache, cli
+from input_pipeline import cache, cli, cores
 from input_pipeline.cli import UserError
 from input_pipeline.demo_set import people, portraits
 
@@ -112,14 +112,14 @@ def _camera(image: np.ndarray, rng: np.random.Generator) -> bytes:
     return cv2.imencode(".jpg", pixels[..., ::-1], quality)[1].tobytes()
 
 
-def ensure_demo(cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
+def ensure_demo() -> pathlib.Path:
     """The demo set as a folder `{Train,Validation,Test}/{Fake,Real}/*.jpg`; drawn if not there.
 
-    It is in `cache_dir`, or `$MNV4_CACHE`, or `~/.cache/mnv4_jax`. It is drawn in a temporary
-    folder there, which is renamed at the end: an interrupted drawing cannot be mistaken for the
-    set. If two processes draw at once, the first to finish wins.
+    It is in `$MNV4_CACHE`, or `~/.cache/mnv4_jax`. It is drawn in a temporary folder there, which
+    is renamed at the end: an interrupted drawing cannot be mistaken for the set. If two processes
+    draw at once, the first to finish wins.
     """
-    folder = pathlib.Path(cache_dir or cache.root()).expanduser() / VERSION
+    folder = cache.root() / VERSION
     if folder.is_dir():
         return folder
     if why := cache.why_not_writable(folder.parent):
@@ -147,7 +147,7 @@ def _draw_all(folder: pathlib.Path) -> None:
         for name in CLASSES:
             (folder / split / name).mkdir(parents=True)
         files |= {i: folder / split / CLASSES[i % 2] / f"{i:05d}.jpg" for i in indices}
-    count = min(os.cpu_count() or 1, 16)
+    count = min(cores.available(), 16)
     workers = []
     try:
         # Plain child processes: multiprocessing would fork JAX's threads or import the caller's
@@ -188,11 +188,11 @@ def _work(start: int, step: int, stop: int) -> None:
         sys.stdout.buffer.flush()
 
 
-def _sheet(columns: int = 9, rows: int = 4) -> np.ndarray:
-    """Alternating rows of real and fake pictures, uint8 RGB."""
+def _sheet() -> np.ndarray:
+    """Four alternating rows of nine real and nine fake pictures, uint8 RGB."""
     lines = []
-    for row in range(rows):
-        indices = [2 * (columns * (row // 2) + k) + 1 - row % 2 for k in range(columns)]
+    for row in range(4):
+        indices = [2 * (9 * (row // 2) + k) + 1 - row % 2 for k in range(9)]
         lines.append(np.concatenate([draw(SEED, index)[0] for index in indices], 1))
     return np.concatenate(lines, 0)
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 
+from input_pipeline import cores
 from input_pipeline.cli import UserError
 
 _ANSWER_S = 10.0  # time limit for an address to accept a connection
@@ -53,7 +54,7 @@ def running(
     options = {"address": address}
     if address is None:
         options = {
-            "num_cpus": cpus or len(os.sched_getaffinity(0)),
+            "num_cpus": cpus or cores.available(),
             "object_store_memory": object_store_bytes,
             "include_dashboard": False,
         }

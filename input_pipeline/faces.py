@@ -24,12 +24,11 @@ MAX_OVERLAP = 0.3  # of two boxes, as a share of their union
 
 class Face(NamedTuple):
     """`box`: (left, top, width, height) of the crop in px of the picture; `pixels`: [h, w, 3]
-    uint8; `confidence` from 0 to 1; `landmarks`: [5, 2] px of the picture, eyes, nose, mouth.
+    uint8; `landmarks`: [5, 2] px of the picture, eyes, nose, mouth.
     """
 
     box: tuple[int, int, int, int]
     pixels: np.ndarray
-    confidence: float
     landmarks: np.ndarray
 
 
@@ -85,11 +84,11 @@ def _without_overlaps(boxes: np.ndarray) -> list[int]:
 def _crop(image: np.ndarray, box: np.ndarray, landmarks: np.ndarray) -> Face:
     """A square of `MARGIN` times the face, moved and if necessary shrunk to fit the picture."""
     height, width = image.shape[:2]
-    left, top, right, bottom, confidence = box
+    left, top, right, bottom, _ = box
     side = np.sqrt(max(1.0, right - left) * max(1.0, bottom - top))
     size = max(1, min(round(MARGIN * side), height, width))
     x = int(np.clip(round((left + right) / 2 - size / 2), 0, width - size))
     y = int(np.clip(round((top + bottom) / 2 - size / 2), 0, height - size))
     # A copy: a view would keep the whole photograph in memory.
     pixels = image[y : y + size, x : x + size].copy()
-    return Face((x, y, size, size), pixels, float(confidence), landmarks)
+    return Face((x, y, size, size), pixels, landmarks)

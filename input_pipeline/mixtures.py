@@ -146,7 +146,12 @@ def is_mixture(data_dir: str) -> bool:
 
 
 def of(
-    data_dir: str, split: str, has_split: Callable[[str, str], bool], open_one: Callable
+    data_dir: str,
+    split: str,
+    has_split: Callable[[str, str], bool],
+    open_one: Callable,
+    *,
+    one_class: bool = False,
 ) -> Mixture:
     """The pictures of one split of the sets that `data_dir` names, separated by commas.
 
@@ -154,9 +159,11 @@ def of(
         split: "Train", which every set must have, or another one; sets without it are left out.
         has_split: tells whether the set in a folder has a split.
         open_one: opens the source of a folder and split; it may have only one class.
+        one_class: accept sets that have only one class between them.
 
     Raises:
-        UserError: a set is named twice or not at all, or the whole has one class only.
+        UserError: a set is named twice or not at all, no set has this split, or the whole has one
+            class only.
     """
     found = paths(data_dir)
     chosen = [
@@ -164,9 +171,11 @@ def of(
         for name, path in zip(_short_names(found), found, strict=True)
         if split == "Train" or has_split(path, split)
     ]
+    if not chosen:
+        raise UserError(f"data.dir={data_dir}: none of these sets has a {split} folder")
     mixture = Mixture(*zip(*chosen, strict=True))
     for label, name in enumerate(("Fake", "Real")):
-        if not (mixture.labels == label).any():
+        if not one_class and not (mixture.labels == label).any():
             raise UserError(
                 f"data.dir={data_dir}: no {name} picture in the {split} of any set;"
                 " add a set that has some"

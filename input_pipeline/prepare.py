@@ -25,7 +25,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from input_pipeline import engine
+from input_pipeline import cores, engine, mixtures
 from input_pipeline.cli import ArgumentParser, UserError, run
 from input_pipeline.prepared import builder, crops, distributed, leak_report, leaks
 from input_pipeline.sources import (
@@ -45,7 +45,7 @@ KAGGLE_SET = "manjilkarki/deepfake-and-real-images"
 
 def main() -> int | None:
     flags = _flags()
-    out = pathlib.Path(flags.out)
+    out = pathlib.Path(flags.out).expanduser()
     if flags.faces:
         return _cut_out_faces(flags, out)
     origin = flags.source if flags.source == "kaggle" else os.path.realpath(flags.source)
@@ -120,11 +120,13 @@ def _look(ray, sources: dict, threads: int, out: pathlib.Path, progress: Progres
     """Reads every picture and compares them all, in this process or by Ray."""
     if ray:
         reading = progress.add_task("reading", total=sum(len(s) for s in sources.values()))
-        scan = distributed.scan(ray, sources, out, lambda n: progress.advance(reading, n))
-        _check_any_readable(sources, scan.readable)
-        comparing = progress.add_task("comparing", total=None)
-        duplicates = distributed.find_duplicates(ray, scan)
-        shutil.rmtree(out / distributed.SCRATCH)
+        try:
+            scan = distributed.scan(ray, sources, out, lambda n: progress.advance(reading, n))
+            _check_any_readable(sources, scan.readable)
+            comparing = progress.add_task("comparing", total=None)
+            duplicates = distributed.find_duplicates(ray, scan)
+        finally:
+            shutil.rmtree(out / distributed.SCRATCH, ignore_errors=True)
         found = _Found(scan.readable, scan.n_bytes, scan.record_bytes, duplicates, scan.unreadable)
     else:
         scans, unreadable = _scan(sources, threads, progress)
@@ -176,7 +178,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument(
         "--faces", action="store_true", help="write a folder of the pictures' largest faces"
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: cores")
+    parser.add_argument("--threads", type=int, default=cores.available(), help="default: cores")
     parser.add_argument(
         "--ray",
         nargs="?",
@@ -185,8 +187,11 @@ def _flags() -> argparse.Namespace:
         help="by Ray, on this machine or on a cluster: for sets that one process cannot hold",
     )
     flags = parser.parse_args()
+    flags.source = os.path.expanduser(flags.source)  # a shell does not, after --source=
     if flags.ray and flags.faces:
         parser.error("--ray: --faces runs in one process; leave one of them out")
+    if flags.drop_leaks and flags.faces:
+        parser.error("--drop_leaks: not with --faces, which writes no report of copies")
     if flags.threads < 1:
         parser.error(f"--threads={flags.threads}: expected 1 or more")
     return flags
@@ -228,6 +233,8 @@ def _kaggle_folder() -> str:
 def _open(folder: str, *, one_class: bool = False) -> dict[str, FileSource]:
     if not folder:
         raise UserError("--source is empty: expected a folder, or: kaggle")
+    if mixtures.is_mixture(folder):
+        raise UserError(f"--source={folder}: several sets; prepare one at a time")
     names = [split for split in SPLITS if has_split(folder, split)]
     if not names:
         raise UserError(f"--source={folder}: no split found; expected {LAYOUT}")

@@ -127,8 +127,8 @@ class FileSource:
                     f"{self._groups_file}: expected the columns file,group; "
                     f"found {','.join(rows.fieldnames or ()) or 'an empty file'}"
                 )
-            group_of = {_in_class(row["file"] or ""): row["group"] for row in rows}
-        names = [_in_class(name) for name in self.ids]
+            group_of = {in_class(row["file"] or ""): row["group"] for row in rows}
+        names = [in_class(name) for name in self.ids]
         missing = [name for name in names if not group_of.get(name)]
         if missing:
             raise UserError(
@@ -154,9 +154,9 @@ class FileSource:
                     f"{self._sources_file}: expected a column file (as Real/real_0.jpg); "
                     f"found {','.join(rows.fieldnames or ()) or 'an empty file'}"
                 )
-            by_name = {_in_class(row["file"] or ""): row for row in rows}
+            by_name = {in_class(row["file"] or ""): row for row in rows}
             names = [name for name in rows.fieldnames or () if name != "file"]
-        found = [by_name.get(_in_class(i), {}) for i in self.ids]
+        found = [by_name.get(in_class(i), {}) for i in self.ids]
         if not any(found):
             raise UserError(
                 f"{self._sources_file}: names none of the {len(self)} pictures; expected their"
@@ -188,16 +188,24 @@ class Subset:
         return self._source.stamp(int(self._indices[i]))
 
 
-def _in_class(path: str) -> str:
-    """CLASS/NAME, the form in which groups.csv names a file; folders may be in any case.
+def in_class(path: str) -> str:
+    """CLASS/NAME, the form in which groups.csv names a file; CLASS is Fake or Real, whatever its
+    folder is called.
 
     NAME may contain folders, and one of them may have the name of a class or a split.
     """
     *folders, name = path.replace("\\", "/").split("/")
-    classes = [i for i, folder in enumerate(folders) if folder.capitalize() in CLASSES]
+    classes = [i for i, folder in enumerate(folders) if _class_called(folder)]
     below_a_split = [i for i in classes if i and _split_name(folders[i - 1]) in SPLITS]
     at = next(iter(below_a_split or classes), len(folders) - 1)
-    return "/".join([*(f.capitalize() for f in folders[at : at + 1]), *folders[at + 1 :], name])
+    spelled = [_class_called(f) or f.capitalize() for f in folders[at : at + 1]]
+    return "/".join([*spelled, *folders[at + 1 :], name])
+
+
+def _class_called(folder: str) -> str | None:
+    """The class that a folder's name means, as 0_real or AI-generated."""
+    words = re.sub(r"^[01][_\- ]", "", folder.lower())
+    return _CLASS_CALLED.get(re.sub(r"[_\- ]", "", words))
 
 
 def open_source(data_dir: str, split: str, *, one_class: bool = False) -> Source:
@@ -215,9 +223,9 @@ def open_source(data_dir: str, split: str, *, one_class: bool = False) -> Source
     """
     if mixtures.is_mixture(data_dir):
         one = functools.partial(open_source, one_class=True)
-        return mixtures.of(data_dir, split.capitalize(), has_split, one)
+        return mixtures.of(data_dir, split.capitalize(), has_split, one, one_class=one_class)
     data_dir = _data_folder(data_dir)
-    if _is_prepared(data_dir):
+    if is_prepared(data_dir):
         from input_pipeline.prepared.source import (
             TfdsSource,  # importing tfds is slow, and only this branch needs it
         )
@@ -237,7 +245,7 @@ def has_split(data_dir: str, split: str) -> bool:
     if mixtures.is_mixture(data_dir):
         return any(has_split(path, split) for path in mixtures.paths(data_dir))
     data_dir = _data_folder(data_dir)
-    if _is_prepared(data_dir):
+    if is_prepared(data_dir):
         from input_pipeline.prepared.source import TfdsSource
 
         return TfdsSource.has_split(data_dir, split)
@@ -256,10 +264,11 @@ def _data_folder(data_dir: str) -> str:
     return data_dir
 
 
-def _is_prepared(folder: str) -> bool:
-    """Whether TFDS wrote this folder, or the data set or its version below it."""
+def is_prepared(folder: str) -> bool:
+    """Whether TFDS wrote this folder, or the data set or its version below it, to the end."""
     patterns = ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
-    return any(glob.glob(pattern, root_dir=folder) for pattern in patterns)
+    found = [name for pattern in patterns for name in glob.glob(pattern, root_dir=folder)]
+    return any("incomplete." not in name for name in found)
 
 
 def _split_folders(data_dir: str) -> dict[str, str]:
@@ -316,8 +325,7 @@ def _class_folders(split_folder: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for spelled in _visible_folders(split_folder):
-        words = re.sub(r"^[01][_\- ]", "", spelled.lower())
-        name = _CLASS_CALLED.get(re.sub(r"[_\- ]", "", words))
+        name = _class_called(spelled)
         if name is None:
             continue
         if name in found:

@@ -67,6 +67,9 @@ class _Framing:
 
 
 def main() -> int:
+    if {"--help", "-h"} & set(sys.argv):
+        print(__doc__, flags.FLAGS.main_module_help())
+        return 0
     config = parse_flags(sys.argv, flags.FLAGS)
     source = sources.open_source(config.data.dir, "Train")
     if not isinstance(source, Mixture):

@@ -5,7 +5,6 @@ table. Exit status: 0 done, 2 an error that the user can fix.
 """
 
 import json
-import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from mnv4_jax.detector.detector import Detector
 from mnv4_jax.report import one_class
 from mnv4_jax.report.judge import AttackPlan, judge, run_facts
 from mnv4_jax.runtime import memory, processes
+from mnv4_jax.runtime.line_file import finite
 
 
 def main() -> None:
@@ -31,6 +31,11 @@ def main() -> None:
         if jax.process_index() == 0:
             print(f"{data or 'demo set'}, {args.split}: {sources.describe(source)}", flush=True)
         _ = source.groups, getattr(source, "columns", None)  # finds mistakes early
+        if args.attack and (present := one_class.only_class(source.labels)):
+            raise UserError(
+                f"{data} {args.split}: --attack needs both classes, and there are only {present}"
+                " pictures here"
+            )
     detector = Detector(args.checkpoint, raw=args.raw)
     out = pathlib.Path(args.out).expanduser()
     if jax.process_index() == 0:
@@ -47,7 +52,7 @@ def main() -> None:
 
     facts = run_facts(detector, raw=args.raw)
     others = {"other_data_sets": [result.summary for result in results[1:]]}
-    contents = json.dumps(_finite(facts | results[0].summary | others), indent=2)
+    contents = json.dumps(finite(facts | results[0].summary | others), indent=2)
     (out / "report.json").write_text(contents + "\n")
     html = page.render(facts, results, detector)
     # File names need not be UTF-8.
@@ -142,15 +147,6 @@ def _make_folder(out: pathlib.Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"--out={out}: is a file, or lies below one; name a folder") from None
-
-
-def _finite(value: Any) -> Any:
-    """None for NaN, which JSON lacks."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

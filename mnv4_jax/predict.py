@@ -63,6 +63,7 @@ def main() -> int:
     if find_faces:
         split = face_splitter(keep_crops=args.faces is None)
     if args.heatmap:
+        args.heatmap = os.path.expanduser(args.heatmap)
         _make_folder(args.heatmap)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
@@ -117,7 +118,6 @@ def parse(argv: Sequence[str]):
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
     parser.add_argument(
         "--threshold",
-        default="0.5",
         metavar="P",
         help=thresholds.HELP,
     )
@@ -138,6 +138,9 @@ def parse(argv: Sequence[str]):
         " unless a picture is a face's crop already)",
     )
     args = parser.parse_args(argv)
+    if args.abstain and args.threshold:
+        parser.error("--threshold: --abstain has two of its own; leave one of them out")
+    args.threshold = args.threshold or "0.5"
     thresholds.check(parser, args.threshold)
     return args
 

@@ -1,8 +1,8 @@
 """Serves a detector: python -m mnv4_jax.serve [--checkpoint=DIR] [--port=8000]
 
 Serves a page to drop pictures on, and an HTTP interface (/docs). Only this machine has access
-unless --host says otherwise. Pictures stay in memory. Exit status: 0 stopped, 2 an error that the
-user can fix.
+unless --host says otherwise. Pictures stay in memory. Exit status: 130 Ctrl-C, 143 SIGTERM, 2
+an error that the user can fix.
 """
 
 import importlib.metadata
@@ -50,7 +50,8 @@ def main() -> None:
     host, port = listener.getsockname()[:2]
     names = ["127.0.0.1", "localhost", "[::1]", args.host, *args.name]
     app = make_app(detector, facts, names)
-    print(f"http://{host}:{port}/", flush=True)
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{port}/", flush=True)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=15,
         limit_concurrency=200,

@@ -7,6 +7,7 @@ the same batches from either.
 import contextlib
 import dataclasses
 import functools
+import glob
 import io
 import itertools
 import os
@@ -187,6 +188,8 @@ def record(image: bytes, label: int, id: str, group: str) -> bytes:
 
 def write_shard(path: str, part: Source, groups: Sequence[str] | None) -> None:
     """Writes the pictures of `part` as one shard. Raises OSError if one cannot be read any more."""
+    for draft in glob.glob(f"{glob.escape(path)}.*"):  # of a process that was killed
+        os.unlink(draft)
     draft = f"{path}.{os.getpid()}"
     writer = array_record_module.ArrayRecordWriter(draft, "group_size:1")  # as TFDS writes them
     for i, name in enumerate(part.ids):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from input_pipeline.decode import DecodeError
 from input_pipeline.faces import FaceFinder, largest
-from input_pipeline.sources import CLASSES, Source
+from input_pipeline.sources import CLASSES, Source, in_class, printable
 
 SIDE_PX = 160
 _QUALITY = 90
@@ -26,7 +26,8 @@ def write(
     threads: int,
     on_done: Callable[[], None],
 ) -> list[str]:
-    """Writes OUT/<split>/<class>/<name>.jpg, the largest face of every picture of `sources`.
+    """Writes OUT/<split>/<class>/<name>.jpg, the largest face of every picture of `sources`. A name
+    keeps the folders that it has below its class.
 
     Both classes are treated alike: a square of `faces.MARGIN` times the face, or the largest that
     fits; scaled to `SIDE_PX` by area; JPEG of quality 90 without metadata. Files are written
@@ -43,28 +44,28 @@ def write(
 
     def one(job) -> str | None:
         split, source, i = job
-        name = pathlib.PurePosixPath(source.ids[i]).name
+        name = in_class(source.ids[i]).partition("/")[2]
         if not name.lower().endswith((".jpg", ".jpeg")):
             name += ".jpg"
         file = out / split / CLASSES[source.labels[i]] / name
         try:
-            if not file.exists():
-                if not hasattr(finders, "find"):
-                    finders.find = FaceFinder()  # one per thread: it keeps its last input
-                face = largest(finders.find(source.read(i)))
-                if face is None:
-                    return f"{source.ids[i]}\tno face found"
-                _save(file, face.pixels)
-        except (DecodeError, OSError) as error:
-            return f"{source.ids[i]}\t{error}"
+            if file.exists():
+                return None
+            if not hasattr(finders, "find"):
+                finders.find = FaceFinder()  # one per thread: it keeps its last input
+            try:
+                pixels = source.read(i)
+            except (DecodeError, OSError) as error:
+                return f"{printable(source.ids[i])}\t{error}"
+            face = largest(finders.find(pixels))
+            if face is None:
+                return f"{printable(source.ids[i])}\tno face found"
+            _save(file, face.pixels)
         finally:
             on_done()
         return None
 
     jobs = [(split, source, i) for split, source in sources.items() for i in range(len(source))]
-    for split, source in sources.items():
-        for label in set(source.labels.tolist()):
-            (out / split / CLASSES[label]).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(threads) as pool:
         left_out = [line for line in pool.map(one, jobs) if line]
     (out / NO_FACE).write_text("".join(f"{line}\n" for line in left_out))
@@ -76,6 +77,7 @@ def _save(file: pathlib.Path, pixels) -> None:
     small = cv2.resize(pixels, (SIDE_PX, SIDE_PX), interpolation=how)
     data = io.BytesIO()
     Image.fromarray(small).save(data, "JPEG", quality=_QUALITY)
+    file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
     part.write_bytes(data.getvalue())
     os.replace(part, file)

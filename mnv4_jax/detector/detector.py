@@ -116,13 +116,6 @@ class Detector:
             raise ValueError(f"unreadable picture {bad[0]}")
         return p_fake, reasons
 
-    def score(self, source: sources.Source, on_bad: OnBad | None = None) -> np.ndarray:
-        """[N] float64 p_fake of a source; nan for a picture without a score.
-
-        Calls `on_bad` for each picture that cannot be read.
-        """
-        return self.score_or_say_why(source, on_bad)[0]
-
     def score_or_say_why(
         self, source: sources.Source, on_bad: OnBad | None = None
     ) -> tuple[np.ndarray, list[str | None]]:

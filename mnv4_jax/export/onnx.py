@@ -230,7 +230,7 @@ def _calibration_source(folder: str) -> sources.Source:
         path = pathlib.Path(folder).expanduser()
         if not path.is_dir():
             raise UserError(f"--calibration_data={folder}: no such folder")
-        files = sorted(str(f) for f in path.rglob("*") if listing.is_picture(f.name))
+        files = listing.pictures(str(path), listing.PassedOver())
         if not files:
             raise UserError(f"--calibration_data={folder}: no picture in it")
         source = sources.FileSource(files)

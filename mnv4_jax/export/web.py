@@ -37,6 +37,7 @@ _OURS = pathlib.Path(__file__).with_name("web_page")
 # The same files that `serve` sends, except `answers.js`.
 _PAGE = pathlib.Path(__file__).parents[1] / "serving" / "static"
 _PAGE_FILES = ("index.html", "page.css", "page.js", "icon.svg")
+_MADE = ("detector.onnx", "centerface.onnx", "model.json", "LICENSES.txt")
 _POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self';"
     " img-src 'self' blob: data:; connect-src 'self'; worker-src 'self'; base-uri 'none';"
@@ -49,7 +50,7 @@ _MIT = faces.MODEL.with_name("LICENSE")
 def build(
     out: pathlib.Path, detector: Detector, safetensors: bytes, *, find_faces: bool
 ) -> tuple[int, int]:
-    """Writes the folder atomically; replaces one that it made before.
+    """Writes the folder; replaces one that it made before, and only when all is written.
 
     Args:
       out: the folder.
@@ -63,7 +64,8 @@ def build(
     Raises:
       UserError: `out` has other files in it, or the runtime is not available.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "sw.js").is_file()):
+    ours = {*_RUNTIME_FILES, *_PAGE_FILES, *_MADE, *(file.name for file in _OURS.glob("*.js"))}
+    if out.is_file() or (out.is_dir() and {file.name for file in out.iterdir()} - ours):
         raise UserError(f"--out={out}: has other files in it; name a new folder")
     files = _runtime()  # first, since it may be missing
     files |= {name: (_PAGE / name).read_bytes() for name in _PAGE_FILES}
@@ -84,8 +86,12 @@ def build(
     part.mkdir()
     for name, contents in files.items():
         (part / name).write_bytes(contents)
-    shutil.rmtree(out, ignore_errors=True)
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.replace(old)
     part.replace(out)
+    shutil.rmtree(old, ignore_errors=True)
     sent = sum(len(gzip.compress(contents, 6)) for contents in files.values())
     return sum(map(len, files.values())), sent
 

@@ -13,9 +13,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from input_pipeline import listing
+from input_pipeline import listing, sources
 from input_pipeline.cli import UserError
-from input_pipeline.sources import SPLITS
 
 EXPECTED = (
     "a folder of pictures, a glob, a .txt or .parquet list of paths, a .parquet set with encoded"
@@ -34,7 +33,7 @@ class Entry(NamedTuple):
     Attributes:
       path: its name in the output, as bytes (`os.fsencode`): file names need not be UTF-8.
       source: the file or URL that holds it, also as bytes; empty: `path` itself.
-      part: row group of a Parquet file, number of a split in SPLITS, DAMAGED, or -1.
+      part: row group of a Parquet file, number of a split in sources.SPLITS, DAMAGED, or -1.
       at: row in the row group, byte in the tar shard, index in the split, or -1.
       size: in bytes if known, or -1.
     """
@@ -112,8 +111,7 @@ def _of_folder(source: str, fs, path: str, column: str | None) -> Input:
         names = sorted(map(fs.unstrip_protocol, fs.find(path)))
         files = [name for name in names if listing.is_picture(name.rpartition("/")[2])]
     else:
-        patterns = ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
-        if any(glob.glob(pattern, root_dir=source) for pattern in patterns):
+        if sources.is_prepared(source):
             return Input("prepared", _of_prepared(source))
         files = listing.pictures(source, passed_over)
         pattern = os.path.join(glob.escape(source), "**")
@@ -151,7 +149,7 @@ def _of_files(source: str, files: Sequence[str], column: str | None) -> Input:
 
 def _file(name: str) -> Entry:
     """The entry of a file. Makes a relative path absolute, since another process may read it."""
-    relative = "://" not in name and not os.path.isabs(name)
+    relative = name and "://" not in name and not os.path.isabs(name)
     return Entry(os.fsencode(name), os.fsencode(os.path.abspath(name)) if relative else b"")
 
 
@@ -282,7 +280,7 @@ def _of_prepared(folder: str) -> Iterator[Entry]:
     from input_pipeline.prepared.source import TfdsSource  # takes a second
 
     source = os.fsencode(os.path.abspath(folder))
-    for number, split in enumerate(SPLITS):
+    for number, split in enumerate(sources.SPLITS):
         if TfdsSource.has_split(folder, split):
             ids = TfdsSource(folder, split, one_class=True).ids
             for index, name in enumerate(ids):

@@ -138,7 +138,7 @@ def _describe(ray: ModuleType, options: Options):
 
 def _check_same(there: dict, facts: dict, options: Options) -> None:
     same_as = {
-        "input": f"another --input, --limit or --shard_rows than {options.source} as it is now",
+        "input": f"another --input or --limit than {options.source} as it is now",
         "pictures": "another input",
         "checkpoint": "another --checkpoint",
         "threshold": f"--threshold={there.get('threshold')}",

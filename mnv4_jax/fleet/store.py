@@ -1,5 +1,6 @@
 """The folder of a job, local or in a bucket; its files are written atomically."""
 
+import atexit
 import os
 import pathlib
 import tempfile
@@ -17,7 +18,7 @@ class Store:
     """
 
     def __init__(self, folder: str):
-        folder = folder.removeprefix("file://")
+        folder = os.path.expanduser(folder.removeprefix("file://"))
         self.folder = folder if "://" in folder else os.path.abspath(folder)
         self._local = "://" not in folder
         self._drafts: dict[str, str] = {}
@@ -74,8 +75,10 @@ class Store:
         if self._local:
             return str(pathlib.Path(self._path) / f".{name}.new")
         if name not in self._drafts:
-            descriptor, self._drafts[name] = tempfile.mkstemp()
+            descriptor, draft = tempfile.mkstemp()
             os.close(descriptor)
+            atexit.register(pathlib.Path(draft).unlink, missing_ok=True)  # if `put` never comes
+            self._drafts[name] = draft
         return self._drafts[name]
 
     def put(self, name: str) -> None:

@@ -4,6 +4,7 @@ If fakes are smaller files than real pictures, or sharper, a detector may have l
 """
 
 import concurrent.futures
+import functools
 import hashlib
 import io
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from PIL import Image
 from input_pipeline.decode import DecodeError, decode
 from input_pipeline.sources import Source
 from mnv4_jax.measure import metrics
+from mnv4_jax.ops import jpeg
 
 # name in the report: explanation
 FEATURES = {
@@ -27,24 +29,6 @@ FEATURES = {
     "sharpness": "variance of the Laplacian",
 }
 _RESAMPLES = 200
-
-# Luminance quantisation table of libjpeg at quality 50 (ITU-T T.81, Table K.1), in reading order.
-_LUMINANCE = np.array([
-    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
-    14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
-    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
-    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
-])  # fmt: skip
-
-
-def _tables() -> np.ndarray:
-    """[100, 64]: libjpeg's luminance table at qualities 1 to 100 (jcparam.c)."""
-    quality = np.arange(1, 101)[:, None]
-    scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
-    return np.clip((_LUMINANCE * scale + 50) // 100, 1, 255)
-
-
-_TABLES = _tables()
 
 
 def inspect(source: Source) -> tuple[str, dict[str, np.ndarray]]:
@@ -89,7 +73,13 @@ def jpeg_quality(data: bytes) -> float:
             table = np.asarray(image.quantization[0])
     except (OSError, KeyError, SyntaxError):
         return np.nan
-    return float(np.abs(_TABLES - table).sum(axis=1).argmin() + 1)
+    return float(np.abs(_tables() - table).sum(axis=1).argmin() + 1)
+
+
+@functools.cache
+def _tables() -> np.ndarray:
+    """[100, 64]: libjpeg's luminance table at qualities 1 to 100, in reading order."""
+    return np.asarray(jpeg.table(jpeg.LUMA, np.arange(1, 101))).reshape(100, 64)
 
 
 def shortcuts(labels: np.ndarray, features: Mapping[str, np.ndarray], groups) -> dict[str, Any]:

@@ -102,7 +102,8 @@ class MobileNetV4(nnx.Module):
       inputs: channels of the pictures.
       classes: number of logits.
       drop_rate: dropout before the classifier.
-      drop_path_rate: stochastic depth of the last block; earlier ones less, linearly.
+      drop_path_rate: stochastic depth: from 0 in the first block, in equal steps, to almost this
+        in the last, as in timm.
       zero_init_head: the classifier starts at zero, and the loss at log(classes).
       zero_init_residual: the last scale of every block with a residual starts at zero.
       dtype: of the parameters.

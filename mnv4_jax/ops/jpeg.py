@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # T.81, tables K.1 and K.2: divisors of the coefficients at quality 50.
-_LUMA = np.array(
+LUMA = np.array(
     [
         [16, 11, 10, 16, 24, 40, 51, 61],
         [12, 12, 14, 19, 26, 58, 60, 55],
@@ -56,8 +56,8 @@ def jpeg(images: jax.Array, quality: jax.Array) -> jax.Array:
     rgb = jnp.pad(rgb, ((0, 0), (0, -height % 16), (0, -width % 16), (0, 0)), mode="edge")
     luma = _mixed(rgb, _LUMA_OF_RGB, _ONE / 2)
     chroma = [_mixed(rgb, weights, _ONE / 2 - 1) + 128 for weights in _CHROMA_OF_RGB]
-    luma = _quantized(luma - 128, _table(_LUMA, quality)) + 128
-    of_chroma = _table(_CHROMA, quality)
+    luma = _quantized(luma - 128, table(LUMA, quality)) + 128
+    of_chroma = table(_CHROMA, quality)
     luma = _byte(luma)[:, :height, :width]
     halves = ((height + 1) // 2, (width + 1) // 2)
     chroma = [_byte(_quantized(_halved(plane) - 128, of_chroma) + 128) for plane in chroma]
@@ -73,9 +73,9 @@ def _mixed(planes: jax.Array, weights: tuple[float, ...], bias: float) -> jax.Ar
     return _floored((total + bias) / _ONE)
 
 
-def _table(base: np.ndarray, quality: jax.Array) -> jax.Array:
-    """[B] -> [B, 8, 8]: libjpeg's jpeg_quality_scaling."""
-    quality = jnp.clip(jnp.floor(quality.astype(jnp.float32)), 1, 100)
+def table(base: np.ndarray, quality: jax.Array) -> jax.Array:
+    """[B] qualities -> [B, 8, 8]: `base` scaled by libjpeg's jpeg_quality_scaling."""
+    quality = jnp.clip(jnp.floor(jnp.asarray(quality, jnp.float32)), 1, 100)
     scale = jnp.where(quality < 50, jnp.floor(5000 / quality), 200 - 2 * quality)
     return jnp.clip(jnp.floor((base * scale[:, None, None] + 50) / 100), 1, 255)
 

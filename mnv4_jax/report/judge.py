@@ -117,11 +117,7 @@ def judge(
         rows = robustness.sweep(detector, source, picks, threshold=threshold, groups=source.groups)
         summary["robustness"] = {"n": len(picks), "threshold": threshold, "rows": rows}
     failures = []
-    if attack and present:
-        raise UserError(
-            f"{name}: --attack needs both classes, and there are only {present} pictures here"
-        )
-    if attack:
+    if attack and not present:
         picks = robustness.choose(labels, scores.index, attack.n_pictures)
         images = attacked.pixels_of(source, picks, detector)
         under = functools.partial(

@@ -48,7 +48,7 @@ def render(facts: Mapping[str, Any], results: Sequence, detector: Detector) -> s
     """The report as HTML.
 
     Args:
-      facts: of `evaluate.run_facts`.
+      facts: of `judge.run_facts`.
       results: one `judge.Judgement` a data set.
       detector: the judged one; its maps explain single pictures.
     """
@@ -63,7 +63,7 @@ def render(facts: Mapping[str, Any], results: Sequence, detector: Detector) -> s
     environment.filters |= {"number": _number, "percent": _percent, "interval": _interval}
     sections = [_section(i, result, detector) for i, result in enumerate(results)]
     for section in sections:
-        section["trained_here"] = _same_folder(section["summary"]["data"], facts["trained_on"])
+        section["trained_here"] = _among(section["summary"]["data"], facts["trained_on"])
     return environment.get_template("report.html.j2").render(
         facts=facts,
         sections=sections,
@@ -74,8 +74,14 @@ def render(facts: Mapping[str, Any], results: Sequence, detector: Detector) -> s
     )
 
 
-def _same_folder(one: str, other: str) -> bool:
-    return len({os.path.realpath(os.path.expanduser(name)) for name in (one, other)}) == 1
+def _among(data: str, trained_on: str) -> bool:
+    """Whether the set in the folder `data` is one of `trained_on`, folders separated by commas. The
+    shipped detector has only their last folders."""
+    found = os.path.realpath(os.path.expanduser(data))
+    return any(
+        found == os.path.realpath(os.path.expanduser(name)) or name == os.path.basename(found)
+        for name in trained_on.split(",")
+    )
 
 
 def _section(number: int, result, detector: Detector) -> dict[str, Any]:

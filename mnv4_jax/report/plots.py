@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 from sklearn import metrics as sk
 
 from mnv4_jax.measure import metrics
@@ -168,11 +169,13 @@ def _reliability_bins(fake: np.ndarray, p: np.ndarray):
     n = n[filled]
     mean = np.bincount(bins, p, metrics.ECE_BINS)[filled] / n
     share = np.bincount(bins, fake, metrics.ECE_BINS)[filled] / n
-    z2 = 1.96**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    intervals = [
+        binomtest(round(k), int(m)).proportion_ci(method="wilson")
+        for k, m in zip(share * n, n, strict=True)
+    ]
+    low, high = np.array(intervals).T
     # Rounding must not put an end on the wrong side of the point: matplotlib refuses that.
-    return mean, share, np.minimum(centre - half, share), np.maximum(centre + half, share)
+    return mean, share, np.minimum(low, share), np.maximum(high, share)
 
 
 @_styled

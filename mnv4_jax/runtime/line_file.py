@@ -1,8 +1,10 @@
 """Files of a run that grow line by line, on a disk or in a bucket, and survive a kill."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from etils import epath
 
@@ -56,6 +58,15 @@ def replace_text(file: epath.Path, text: str) -> None:
     new = file.with_name(file.name + ".new")
     new.write_text(text)
     new.replace(file)
+
+
+def finite(value: Any) -> Any:
+    """`value` with None in place of NaN and infinity, which JSON lacks."""
+    if isinstance(value, Mapping):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line(values: Mapping) -> str:

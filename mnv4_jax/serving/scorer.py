@@ -15,6 +15,7 @@ from mnv4_jax.detector.views import View, face_views
 from mnv4_jax.serving.bodies import Busy
 
 MOST_WAITING = 256  # pictures; further ones are refused
+_MOST_EXPLAINED = 4  # pictures at a time, each of which is in memory as pixels
 _BATCH = 16
 _WAIT_S = 0.005  # waiting time for more pictures, after the first one
 
@@ -39,6 +40,7 @@ class Scorer:
         self._decoders = concurrent.futures.ThreadPoolExecutor(2, "decode")
         self._scoring = concurrent.futures.ThreadPoolExecutor(1, "score")
         self._task: asyncio.Task | None = None
+        self._explaining = 0
 
     @property
     def waiting(self) -> int:
@@ -82,10 +84,17 @@ class Scorer:
 
         Raises:
           DecodeError: the picture cannot be read, or has no such view.
+          Busy: too many maps are being made already.
         """
+        if self._explaining >= _MOST_EXPLAINED:
+            raise Busy(f"{self._explaining} explanation maps are being made already")
         loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(self._decoders, decode, data)
-        return await loop.run_in_executor(self._scoring, self._map, pixels, view)
+        self._explaining += 1
+        try:
+            pixels = await loop.run_in_executor(self._decoders, decode, data)
+            return await loop.run_in_executor(self._scoring, self._map, pixels, view)
+        finally:
+            self._explaining -= 1
 
     def _map(self, pixels: np.ndarray, number: int) -> tuple[np.ndarray, tuple[int, ...]]:
         views = self._views(pixels) or [View(pixels)]

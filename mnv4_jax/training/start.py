@@ -61,7 +61,7 @@ def _transferred(config: ConfigDict, weights: dict[str, Any], say) -> dict[str, 
             source.weights["params"],
             source.weights["stats"],
         )
-    except UserError as error:
+    except (UserError, ValueError) as error:  # ValueError: a patch that does not divide the picture
         raise UserError(f"config.model.init_from: {error}") from None
     say("\n".join([f"starting from the weights of {where}", *notes]))
     return {"params": params, "stats": stats}
@@ -69,7 +69,8 @@ def _transferred(config: ConfigDict, weights: dict[str, Any], say) -> dict[str, 
 
 def _check_same_model(config: ConfigDict, saved: Mapping[str, Any], folder: epath.Path) -> None:
     for field, (mine, theirs) in _changed(config, saved).items():
-        if field == "model.name" or field.startswith("gabor."):
+        # Frozen parameters have no moments in a checkpoint.
+        if field in ("model.name", "train.trainable") or field.startswith("gabor."):
             raise UserError(
                 f"config.{field}={mine!r}, but the run in {folder} has {theirs!r}:"
                 " use that, or another --workdir"

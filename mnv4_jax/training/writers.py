@@ -1,7 +1,6 @@
 """A run's output for people: metrics.jsonl, TensorBoard files, curves, a progress bar."""
 
 import functools
-import math
 import sys
 from collections.abc import Mapping
 
@@ -11,7 +10,7 @@ import rich.progress
 import rich.table
 from etils import epath
 
-from mnv4_jax.runtime.line_file import LineFile, read_lines
+from mnv4_jax.runtime.line_file import LineFile, finite, read_lines
 
 
 class MetricsWriter:
@@ -47,7 +46,7 @@ class MetricsWriter:
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         if self._lines is None:
             return
-        line = {"step": step, "split": split} | {k: _finite(v) for k, v in values.items()}
+        line = finite({"step": step, "split": split, **values})
         self._lines.append(line)
         for name, value in line.items():
             if isinstance(value, float):
@@ -61,11 +60,6 @@ class MetricsWriter:
         self.flush()
         if "_board" in self.__dict__:  # else nothing was written
             self._board.close()
-
-
-def _finite(value):
-    """None for NaN and infinity, which JSON lacks."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Progress:

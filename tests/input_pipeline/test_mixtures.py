@@ -106,6 +106,18 @@ def test_batches_of_a_mixture_do_not_depend_on_processes_or_start(data_dir, proc
     np.testing.assert_array_equal(rows(2, 2), expected[2:])
 
 
+def test_fakes_are_not_made_from_photographs_of_a_set_of_weight_0(data_dir):
+    mixture = open_source(data_dir, "Train")
+    transform = Transform(size=32, shorter_px=37, crop="resize")
+    weights = (1.0, 1.0, 0.0)
+    with train_batches(
+        mixture, transform, batch_size=64, seed=3, blended=1.0, weights=weights
+    ) as batches:
+        batch = next(batches)
+    assert (batch["label"] == 0).any()
+    assert set(mixture.set_of[batch["index"]]) == {0}  # the only photographs that are drawn
+
+
 @pytest.mark.parametrize(
     ("fake", "real"), [("1_fake", "0_real"), ("AI", "authentic"), ("ai-generated", "Original")]
 )
@@ -138,6 +150,9 @@ def test_bad_mixtures_are_one_line(data_dir, tmp_path):
     with pytest.raises(UserError, match=r"weights has 2 numbers, but .* names 3 sets"):
         order_of(open_source(data_dir, "Train"), weights=(1.0, 1.0))
     assert not has_split(data_dir, "Validation")
+    with pytest.raises(UserError, match="none of these sets has a Validation folder"):
+        open_source(data_dir, "Validation")
+    assert len(open_source(f"{b},{other}", "Train", one_class=True)) == 5
 
 
 def test_sets_of_one_name_are_told_apart(tmp_path):

@@ -343,6 +343,29 @@ def test_faces_are_cut_out_once_and_those_without_are_listed(tmp_path):
     assert file.read_bytes() == b"kept"
 
 
+def test_faces_of_one_name_in_two_folders_are_both_written(tmp_path):
+    source, out = tmp_path / "photos", tmp_path / "faces"
+    for video in ("v1", "v2"):
+        (source / "Train" / "Real" / video).mkdir(parents=True)
+        picture = cv2.resize(demo.draw(7, 1)[0], (192, 192))[..., ::-1]
+        cv2.imwrite(str(source / "Train" / "Real" / video / "0.jpg"), picture)
+    run(f"--source={source}", f"--out={out}", "--faces")
+    found = sorted(file.relative_to(out).as_posix() for file in out.rglob("*.jpg"))
+    assert found == ["Train/Real/v1/0.jpg", "Train/Real/v2/0.jpg"]
+
+
+def test_faces_that_cannot_be_written_are_no_pictures_without_a_face(tmp_path):
+    source, out = tmp_path / "photos", tmp_path / "faces"
+    (source / "Train" / "Real").mkdir(parents=True)
+    picture = cv2.resize(demo.draw(7, 1)[0], (192, 192))[..., ::-1]
+    cv2.imwrite(str(source / "Train" / "Real" / "0.jpg"), picture)
+    out.mkdir()
+    (out / "Train").write_text("a file where a folder is needed")
+    with pytest.raises(OSError):
+        run(f"--source={source}", f"--out={out}", "--faces")
+    assert not (out / "no_face.txt").exists()
+
+
 def test_what_was_found_and_passed_over_is_said(tmp_path, capsys):
     root = write_set(tmp_path / "set", 2)
     (tmp_path / "set/Train/Real/notes.txt").write_text("no picture")

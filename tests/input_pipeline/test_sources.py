@@ -58,6 +58,10 @@ def test_groups_come_from_the_file_beside_the_class_folders(tmp_path):
     (tmp_path / "Test/groups.csv").write_text("file,group\nReal/a.jpg,v1\n")
     with pytest.raises(UserError, match=r"groups.csv: no group for Fake/a.jpg"):
         _ = open_source(str(tmp_path), "Test").groups
+    _touch(tmp_path / "named", "Test/original/v1/0.jpg", "Test/deepfake/v1/0.jpg")
+    rows = "file,group\nReal/v1/0.jpg,g1\ndeepfake/v1/0.jpg,g2\n"
+    (tmp_path / "named/Test/groups.csv").write_text(rows)
+    assert open_source(str(tmp_path / "named"), "Test").groups == ["g2", "g1"]
     (tmp_path / "Test/groups.csv").write_text("name;video\n")
     with pytest.raises(UserError, match="columns file,group"):
         _ = open_source(str(tmp_path), "Test").groups

@@ -1,5 +1,7 @@
 """What grows line by line, on a disk and in a bucket."""
 
+import math
+
 import fsspec
 import pytest
 from etils import epath
@@ -33,6 +35,18 @@ def test_lines_are_kept_where_nothing_can_be_appended_to(bucket):
     for name in ("a", "b"):
         line_file.append_text(bucket / "names.txt", f"{name}\n")
     assert (bucket / "names.txt").read_text() == "a\nb\n"
+
+
+def test_what_is_not_finite_is_null_at_any_depth():
+    values = {
+        "auc": math.nan,
+        "n": 3,
+        "sets": {"a": {"loss": math.inf, "auc": 0.5}},
+        "ci": [-math.inf],
+    }
+    assert line_file.finite(values) == {
+        "auc": None, "n": 3, "sets": {"a": {"loss": None, "auc": 0.5}}, "ci": [None]
+    }  # fmt: skip
 
 
 def test_lines_on_a_disk_are_there_at_once(tmp_path):

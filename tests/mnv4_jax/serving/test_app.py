@@ -221,6 +221,25 @@ def test_what_is_measured_and_described(client, run):
     assert "/v1/predict" in client.get("openapi.json").json()["paths"]
 
 
+def test_maps_that_are_being_made_have_a_limit(held, files):
+    opened, may_answer = held
+    data = files[0].read_bytes()
+
+    async def ask():
+        async with opened() as client:
+            scored = asyncio.create_task(client.post("v1/predict", content=data))
+            maps = [asyncio.create_task(client.post("v1/explain", content=data)) for _ in range(6)]
+            done, _ = await asyncio.wait(maps, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+            refused = [task.result().status_code for task in done]
+            may_answer.set()  # the others wait behind the scored picture
+            responses = await asyncio.gather(scored, *maps)
+            return refused, [response.status_code for response in responses]
+
+    refused, statuses = asyncio.run(ask())
+    assert set(refused) == {503}
+    assert sorted(statuses) == [200] * 5 + [503] * 2
+
+
 def test_a_map_is_a_picture(client, files):
     response = client.post("v1/explain", content=files[0].read_bytes())
     with Image.open(io.BytesIO(response.content)) as image:

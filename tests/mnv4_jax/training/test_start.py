@@ -65,6 +65,9 @@ def test_a_run_that_trains_some_parameters_goes_on_from_its_checkpoint(picture_f
     same = jax.tree.map(lambda a, b: bool((a == b).all()), early.weights, late.weights)
     for path, unmoved in jax.tree.leaves_with_path(same["params"]):
         assert unmoved != ("classifier" in str(path)), path
+    config = config_for(picture_folder, **(fields | {"train.trainable": ()}))
+    with pytest.raises(UserError, match=r"config\.train\.trainable=.*use that, or another"):
+        loop.run(config, str(tmp_path))
 
 
 @pytest.mark.slow
