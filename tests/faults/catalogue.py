@@ -1,7 +1,7 @@
 # ruff: noqa: E501 - a fault is a line of code, and lines of code are long
 """Deliberate faults: each is one line of the code made wrong, and the tests that should notice.
 
-Faults of every kind that has gone unseen once (issue 13), and of the rooms besides.
+Faults of every kind that has once gone unseen, and others for each package.
 """
 
 from typing import NamedTuple
