@@ -109,8 +109,10 @@ def train_batches(
     rows = _rows(batch_size, process_count)
     if isinstance(source, mixtures.Mixture):
         order_of = mixtures.Order(source, seed, weights, balance)
+        photographs = order_of.photographs
     else:
         order_of = functools.partial(order_lib.order, seed, len(source))
+        photographs = functools.partial(_chosen, np.flatnonzero(np.asarray(source.labels) == 1))
     load = _LoadTrain(
         source=source,
         order=order_of,
@@ -123,7 +125,7 @@ def train_batches(
         blended=blended,
         slots=slots,
         resident=resident,
-        reals=_reals(source, weights),
+        photographs=photographs,
     )
     # Positions are uint32: at 10,000 images/s, five days of training.
     batches = grain.MapDataset.range(2**32 // batch_size)[start:].map(load)
@@ -199,7 +201,7 @@ class _LoadTrain:
     first_row: int
     rows: int
     blended: float  # share of the fakes that are made from real pictures
-    reals: np.ndarray  # [R] indices of the real pictures
+    photographs: Callable[[np.ndarray], np.ndarray]  # [n] draws in [0, 1) -> [n] indices
     slots: Slots | None
     resident: bool
 
@@ -210,8 +212,7 @@ class _LoadTrain:
         indices = self.order(positions)
         labels = self.source.labels[indices]
         made = (labels == 0) & (draws[:, order_lib.BLENDED] < self.blended)
-        chosen = (draws[made, order_lib.REAL] * len(self.reals)).astype(np.int64)
-        indices[made] = self.reals[chosen]
+        indices[made] = self.photographs(draws[made, order_lib.REAL])
 
         bad: list[tuple[str, str]] = []
         sides, decoded = self._squares(indices, bad)
@@ -311,12 +312,9 @@ def _read(source: Source, index: int, bad: list[tuple[str, str]]) -> np.ndarray 
         return None
 
 
-def _reals(source: Source, weights: Sequence[float]) -> np.ndarray:
-    """The indices of the photographs, without those of sets that are never drawn."""
-    real = np.asarray(source.labels) == 1
-    if isinstance(source, mixtures.Mixture) and weights:
-        real &= np.asarray(weights)[source.set_of] > 0
-    return np.flatnonzero(real)
+def _chosen(indices: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """One of `indices` for each uniform draw in [0, 1)."""
+    return indices[(draws * len(indices)).astype(np.int64)]
 
 
 def _rows(batch_size: int, process_count: int) -> int:

@@ -97,6 +97,7 @@ class Order:
             labels = np.array([label for _, label, _ in cells])
             shares /= np.bincount(labels, shares, minlength=2)[labels]
         self._members = [indices for _, _, indices in cells]
+        self._shares = np.array([s * label for s, (_, label, _) in zip(shares, cells, strict=True)])
         self._counts = _apportion(shares / shares.sum())
         self._cell = np.repeat(np.arange(len(cells)), self._counts)
         self._rank = np.concatenate([np.arange(count) for count in self._counts])
@@ -114,6 +115,23 @@ class Order:
                 for j in drawn
             ]
         return indices
+
+    def photographs(self, draws: np.ndarray) -> np.ndarray:
+        """[n] uniform draws in [0, 1) -> [n] int32 indices of photographs, those of a set as often
+        as batches hold them.
+
+        Not each photograph equally often: fakes made of them would nearly all look like those of
+        the largest set, and the look of the others would mean "real".
+        """
+        ends = np.cumsum(self._shares)
+        ends /= ends[-1]
+        cells = np.searchsorted(ends, draws, side="right")
+        starts = np.append(0.0, ends)[cells]
+        within = np.minimum((draws - starts) / (ends[cells] - starts), np.nextafter(1, 0))
+        members = [self._members[cell] for cell in cells]
+        return np.array(
+            [m[int(w * len(m))] for m, w in zip(members, within, strict=True)], np.int32
+        )
 
     def _pick(self, cell: int, count: int) -> int:
         """The picture that a cell gives at its draw number `count`: each once in every round."""

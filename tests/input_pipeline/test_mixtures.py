@@ -106,6 +106,16 @@ def test_batches_of_a_mixture_do_not_depend_on_processes_or_start(data_dir, proc
     np.testing.assert_array_equal(rows(2, 2), expected[2:])
 
 
+def test_photographs_for_fakes_are_drawn_as_often_as_batches_hold_their_set(data_dir):
+    mixture = open_source(data_dir, "Train")
+    chosen = order_of(mixture).photographs((np.arange(9000) + 0.5) / 9000)
+    assert (mixture.labels[chosen] == 1).all()
+    counts = np.bincount(chosen, minlength=len(mixture))[mixture.labels == 1]
+    # a has 7 photographs and 4 of 9 of the draws, c has 25 and the others.
+    np.testing.assert_allclose(counts[:7], 4000 / 7, atol=1)
+    np.testing.assert_allclose(counts[7:], 5000 / 25, atol=1)
+
+
 def test_fakes_are_not_made_from_photographs_of_a_set_of_weight_0(data_dir):
     mixture = open_source(data_dir, "Train")
     transform = Transform(size=32, shorter_px=37, crop="resize")
