@@ -38,6 +38,7 @@ RECIPES = {
     "damage": [*_VIEW, *_DAMAGE],
     "damage, no bank": [*_VIEW, *_DAMAGE, "gabor.mode=none"],
     "damage, blended": [*_VIEW, *_DAMAGE, "data.blended=0.3"],
+    "damage, blended 0.6": [*_VIEW, *_DAMAGE, "data.blended=0.6"],
     "damage, consistency": [*_VIEW, *_DAMAGE, "train.consistency=1.0"],
     "levelled": [*_VIEW, *_LEVELLED],
     "levelled, blended": [*_VIEW, *_LEVELLED, "data.blended=0.3"],
