@@ -20,7 +20,9 @@ from input_pipeline.demo_set import portraits
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
     """The whole set, as a user gets it."""
-    return demo.ensure_demo(tmp_path_factory.mktemp("cache"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MNV4_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return demo.ensure_demo()
 
 
 def test_a_picture_is_a_function_of_seed_and_index():
@@ -138,6 +140,7 @@ def test_where_it_cannot_be_kept_one_line_names_the_variable(tmp_path, monkeypat
 
 def test_a_drawing_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "SPLITS", {"Train": range(8)})
+    monkeypatch.setenv("MNV4_CACHE", str(tmp_path))
     written = []
 
     def disk_full_at_the_fifth(path, data):
@@ -149,7 +152,7 @@ def test_a_drawing_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, "write_bytes", disk_full_at_the_fifth)
     with pytest.raises(OSError, match="No space left"):
-        demo.ensure_demo(tmp_path)
+        demo.ensure_demo()
     assert not list(tmp_path.iterdir())
 
 
