@@ -99,7 +99,7 @@ def test_another_input_or_checkpoint_is_refused_in_one_line(
     before = rows(out)
     for change, message in (
         (f"--checkpoint={other_detector}", "another --checkpoint"),
-        ("--limit=5", "another --input, --limit"),
+        ("--limit=5", "another --input or --limit"),
         ("--threshold=0.9", "--threshold=0.5"),
         ("--faces", "faces=False"),
     ):
