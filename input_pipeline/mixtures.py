@@ -92,12 +92,17 @@ class Order:
             for label in (0, 1)
         ]
         cells = [cell for cell in cells if len(cell[2]) and of_set[cell[0]] > 0]
+        if {label for _, label, _ in cells} != {0, 1}:
+            raise UserError(
+                "config.data.weights leaves only one class: give a set of the other one more than 0"
+            )
         shares = np.array([of_set[s] * (1 if balance else len(i) / sizes[s]) for s, _, i in cells])
         if balance:
             labels = np.array([label for _, label, _ in cells])
             shares /= np.bincount(labels, shares, minlength=2)[labels]
         self._members = [indices for _, _, indices in cells]
-        self._shares = np.array([s * label for s, (_, label, _) in zip(shares, cells, strict=True)])
+        ends = np.cumsum([s * label for s, (_, label, _) in zip(shares, cells, strict=True)])
+        self._photograph_ends = ends / ends[-1]
         self._counts = _apportion(shares / shares.sum())
         self._cell = np.repeat(np.arange(len(cells)), self._counts)
         self._rank = np.concatenate([np.arange(count) for count in self._counts])
@@ -123,8 +128,7 @@ class Order:
         Not each photograph equally often: fakes made of them would nearly all look like those of
         the largest set, and the look of the others would mean "real".
         """
-        ends = np.cumsum(self._shares)
-        ends /= ends[-1]
+        ends = self._photograph_ends
         cells = np.searchsorted(ends, draws, side="right")
         starts = np.append(0.0, ends)[cells]
         within = np.minimum((draws - starts) / (ends[cells] - starts), np.nextafter(1, 0))

@@ -45,7 +45,7 @@ KAGGLE_SET = "manjilkarki/deepfake-and-real-images"
 
 def main() -> int | None:
     flags = _flags()
-    out = pathlib.Path(flags.out).expanduser()
+    out = pathlib.Path(flags.out)
     if flags.faces:
         return _cut_out_faces(flags, out)
     origin = flags.source if flags.source == "kaggle" else os.path.realpath(flags.source)
@@ -168,8 +168,9 @@ def _cut_out_faces(flags: argparse.Namespace, out: pathlib.Path) -> None:
 def _flags() -> argparse.Namespace:
     parser = ArgumentParser(prog="python -m input_pipeline.prepare", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--source", required=True, help=f"a folder {LAYOUT}, or: kaggle")
-    parser.add_argument("--out", required=True, help="the folder to write")
+    folder = {"required": True, "type": os.path.expanduser}  # a shell does not, after --out=
+    parser.add_argument("--source", help=f"a folder {LAYOUT}, or: kaggle", **folder)
+    parser.add_argument("--out", help="the folder to write", **folder)
     parser.add_argument(
         "--drop_leaks",
         action="store_true",
@@ -187,7 +188,6 @@ def _flags() -> argparse.Namespace:
         help="by Ray, on this machine or on a cluster: for sets that one process cannot hold",
     )
     flags = parser.parse_args()
-    flags.source = os.path.expanduser(flags.source)  # a shell does not, after --source=
     if flags.ray and flags.faces:
         parser.error("--ray: --faces runs in one process; leave one of them out")
     if flags.drop_leaks and flags.faces:

@@ -31,11 +31,8 @@ def main() -> None:
         if jax.process_index() == 0:
             print(f"{data or 'demo set'}, {args.split}: {sources.describe(source)}", flush=True)
         _ = source.groups, getattr(source, "columns", None)  # finds mistakes early
-        if args.attack and (present := one_class.only_class(source.labels)):
-            raise UserError(
-                f"{data} {args.split}: --attack needs both classes, and there are only {present}"
-                " pictures here"
-            )
+        if args.attack:
+            one_class.check_attackable(f"{data or 'demo set'} {args.split}", source.labels)
     detector = Detector(args.checkpoint, raw=args.raw)
     out = pathlib.Path(args.out).expanduser()
     if jax.process_index() == 0:

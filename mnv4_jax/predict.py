@@ -63,7 +63,6 @@ def main() -> int:
     if find_faces:
         split = face_splitter(keep_crops=args.faces is None)
     if args.heatmap:
-        args.heatmap = os.path.expanduser(args.heatmap)
         _make_folder(args.heatmap)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
@@ -129,7 +128,10 @@ def parse(argv: Sequence[str]):
     )
     parser.add_argument("--raw", action="store_true", help="weights as trained, not averaged")
     parser.add_argument(
-        "--heatmap", metavar="DIR", help="also write each picture beside its explanation map"
+        "--heatmap",
+        type=os.path.expanduser,
+        metavar="DIR",
+        help="also write each picture beside its explanation map",
     )
     parser.add_argument(
         "--faces",

@@ -9,6 +9,7 @@ Exit status: 0 done, 1 some pictures were unreadable, 2 an error that the user c
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -62,7 +63,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.ArgumentParser(prog="python -m mnv4_jax.score", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--input", required=True, metavar="SOURCE")
-    parser.add_argument("--out", required=True, metavar="DIR", help="a folder or a URL")
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=os.path.expanduser,  # a shell does not, after --out=
+        metavar="DIR",
+        help="a folder or a URL",
+    )
     parser.add_argument(
         "--checkpoint",
         metavar="DIR",

@@ -18,7 +18,7 @@ class Store:
     """
 
     def __init__(self, folder: str):
-        folder = os.path.expanduser(folder.removeprefix("file://"))
+        folder = folder.removeprefix("file://")
         self.folder = folder if "://" in folder else os.path.abspath(folder)
         self._local = "://" not in folder
         self._drafts: dict[str, str] = {}

@@ -22,7 +22,7 @@ def held(out: str) -> Iterator[None]:
     if in_bucket(out):
         yield
         return
-    folder = epath.Path(out).expanduser()
+    folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     with workdir_lock.hold(folder, flag="--out"):
         yield

@@ -112,7 +112,8 @@ def find_variant(config: ConfigDict, tensors: Mapping[str, np.ndarray]) -> str:
     """The row of the table whose shapes match the tensors, except for stem inputs and head.
 
     Raises:
-      UserError: no row matches; lists how the nearest one differs.
+      UserError: no row matches: lists how the nearest one differs; or the picture's side does not
+        divide by the patch of a row that may.
     """
     shapes = {
         k: v.shape
@@ -123,7 +124,10 @@ def find_variant(config: ConfigDict, tensors: Mapping[str, np.ndarray]) -> str:
     for name in _candidates(shapes):
         config = config.copy_and_resolve_references()
         config.model.name = name
-        model = nnx.eval_shape(lambda: classifier.build(config, seed=0))  # noqa: B023
+        try:
+            model = nnx.eval_shape(lambda: classifier.build(config, seed=0))  # noqa: B023
+        except ValueError as error:
+            raise UserError(str(error)) from None
         wanted = {
             timm_key(p): torch_shape(v.shape) for p, v in _flat(weights_lib.split(model)[1]).items()
         }

@@ -63,6 +63,8 @@ def judge(
         why = f" ({len(scores.refused)} are too small or of one colour)" if scores.refused else ""
         raise UserError(f"{name}: none of {len(source)} pictures can be read and scored{why}")
     present = one_class.only_class(labels)
+    if attack:  # a class may have been unreadable
+        one_class.check_attackable(name, labels)
     if groups is not None:
         groups = [groups[i] for i in scores.index]
     missing = np.setdiff1d(np.arange(len(source)), scores.index).tolist()
@@ -117,7 +119,7 @@ def judge(
         rows = robustness.sweep(detector, source, picks, threshold=threshold, groups=source.groups)
         summary["robustness"] = {"n": len(picks), "threshold": threshold, "rows": rows}
     failures = []
-    if attack and not present:
+    if attack:
         picks = robustness.choose(labels, scores.index, attack.n_pictures)
         images = attacked.pixels_of(source, picks, detector)
         under = functools.partial(

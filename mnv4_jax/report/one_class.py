@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from input_pipeline.cli import UserError
 from mnv4_jax.measure import metrics
 
 # Averages over pictures of one class are meaningful for it. All other metrics compare the classes,
@@ -25,6 +26,14 @@ def only_class(labels: np.ndarray) -> str | None:
     """ "fake" or "real" if all of `labels` [N] are of that class; None if there are both."""
     present = np.unique(labels)
     return {metrics.FAKE: "fake", metrics.REAL: "real"}[present[0]] if len(present) == 1 else None
+
+
+def check_attackable(name: str, labels: np.ndarray) -> None:
+    """Raises UserError if the pictures of the set `name` are of one class."""
+    if present := only_class(labels):
+        raise UserError(
+            f"{name}: --attack needs both classes, and there are only {present} pictures here"
+        )
 
 
 def undefined(present: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _transferred(config: ConfigDict, weights: dict[str, Any], say) -> dict[str, 
             source.weights["params"],
             source.weights["stats"],
         )
-    except (UserError, ValueError) as error:  # ValueError: a patch that does not divide the picture
+    except UserError as error:
         raise UserError(f"config.model.init_from: {error}") from None
     say("\n".join([f"starting from the weights of {where}", *notes]))
     return {"params": params, "stats": stats}

@@ -159,6 +159,8 @@ def test_bad_mixtures_are_one_line(data_dir, tmp_path):
         open_source(f"{b},{other}", "Train")
     with pytest.raises(UserError, match=r"weights has 2 numbers, but .* names 3 sets"):
         order_of(open_source(data_dir, "Train"), weights=(1.0, 1.0))
+    with pytest.raises(UserError, match="weights leaves only one class"):
+        order_of(open_source(data_dir, "Train"), weights=(0.0, 1.0, 0.0))
     assert not has_split(data_dir, "Validation")
     with pytest.raises(UserError, match="none of these sets has a Validation folder"):
         open_source(data_dir, "Validation")
