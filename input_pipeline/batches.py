@@ -29,6 +29,7 @@ OnBad = Callable[[str, str], None]
 
 # An unreadable training picture is replaced by the next one, but not this many in a row.
 _MAX_BAD_IN_A_ROW = 1000
+_WEBP_QUALITY = (30, 95)
 
 
 class Batches:
@@ -72,6 +73,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     blended: float = 0.0,
+    webp: float = 0.0,
     weights: Sequence[float] = (),
     balance: bool = True,
     threads: int = 0,
@@ -91,6 +93,7 @@ def train_batches(
         start: number of the first global batch to yield.
         process_index, process_count: this process among those that share the run.
         blended: share of the fakes that are made from real pictures, see `blending`.
+        webp: share of the crops that are compressed as WebP, at a quality of 30 to 95.
         weights, balance: of a mixture's sets and classes, see `mixtures.Order`.
         threads: that load batches, per process; 0: one per core, at most 16 in all.
         workers: processes that load batches; 0: threads only.
@@ -98,8 +101,8 @@ def train_batches(
             of the source replaces it.
         slots: where decoded pictures are kept; the batches are the same without it.
         resident: yield the positions of crops in `slots`, which must be complete, instead of their
-            pixels: "crop" [b, 3] int32 (index, top, left) instead of "image". Not with `zoom` or
-            `blended`.
+            pixels: "crop" [b, 3] int32 (index, top, left) instead of "image". Not with `zoom`,
+            `blended` or `webp`.
 
     Returns:
         Batches of "image" [b, S, S, 3] uint8, "label" [b] int32, "position" [b] uint32 (k *
@@ -123,6 +126,7 @@ def train_batches(
         first_row=process_index * rows,
         rows=rows,
         blended=blended,
+        webp=webp,
         slots=slots,
         resident=resident,
         photographs=photographs,
@@ -201,6 +205,7 @@ class _LoadTrain:
     first_row: int
     rows: int
     blended: float  # share of the fakes that are made from real pictures
+    webp: float  # share of the crops that are compressed
     photographs: Callable[[np.ndarray], np.ndarray]  # [n] draws in [0, 1) -> [n] indices
     slots: Slots | None
     resident: bool
@@ -239,6 +244,10 @@ class _LoadTrain:
         for row in np.flatnonzero(made):
             key = [self.seed | 2**62, int(positions[row])]
             blending.make_fake(images[row], np.random.Generator(np.random.Philox(key=key)))
+        low, high = _WEBP_QUALITY
+        for row in np.flatnonzero(draws[:, order_lib.WEBP] < self.webp):
+            quality = low + int((high - low + 1) * draws[row, order_lib.QUALITY])
+            images[row] = transforms.webp(images[row], quality)
         return {"image": images, **batch}, bad
 
     def _squares(self, indices: np.ndarray, bad: list) -> tuple[np.ndarray, dict[int, np.ndarray]]:

@@ -7,8 +7,9 @@ import numpy as np
 DRAWS = 8  # random numbers for a training picture: a multiple of 4, a block of Philox
 
 # Indices of a position's draws: the place of the crop (the low bits of the first give the zoom),
-# whether it becomes a fake, and which real picture is then used.
-TOP, LEFT, BLENDED, REAL = 0, 1, 6, 7
+# whether WebP compresses it and at which quality, whether it becomes a fake, and which real picture
+# is then used.
+TOP, LEFT, WEBP, QUALITY, BLENDED, REAL = 0, 1, 4, 5, 6, 7
 
 
 def order(seed: int, n: int, positions: np.ndarray) -> np.ndarray:

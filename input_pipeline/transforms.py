@@ -48,6 +48,17 @@ class Transform:
         return max(1, min(shorter, round(self.size * scale)))
 
 
+def webp(pixels: np.ndarray, quality: int) -> np.ndarray:
+    """[H, W, 3] uint8, at most 16,383 px a side: compressed as lossy WebP and decompressed.
+
+    Args:
+        quality: 0 to 100, as in libwebp.
+    """
+    settings = [cv2.IMWRITE_WEBP_QUALITY, quality]
+    data = cv2.imencode(".webp", pixels[..., ::-1], settings)[1]
+    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
+
+
 def square(pixels: np.ndarray, transform: Transform) -> np.ndarray:
     """The middle square of a picture at training's scale; training crops are cut from it.
 

@@ -121,6 +121,7 @@ def collect(config: ConfigDict, source: Mixture, n: int) -> dict[tuple[str, int]
         train_transform(data),
         batch_size=config.train.batch_size,
         seed=config.seed,
+        webp=data.webp_prob,
         weights=data.weights,
         balance=data.balance,
         threads=data.threads,

@@ -51,12 +51,14 @@ _AT_LEAST = {
     "augment.contrast": 0,
     "augment.saturation": 0,
     "augment.blur": 0,
+    "augment.gamma": 0,
     "augment.noise": 0,
 }
 _SHARES = (
     "data.blended",
     "data.jpeg_prob",
     "data.downscale_prob",
+    "data.webp_prob",
     "model.drop_rate",
     "model.drop_path_rate",
     "augment.flip",

@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.data.jpeg_quality = (30, 95)
     config.data.downscale_prob = 0.0  # share scaled down and up again
     config.data.downscale = (0.4, 0.9)
+    config.data.webp_prob = 0.0  # share that WebP compresses, on the host, before all of these
     config.data.blended = 0.0  # share of the fakes that are made from reals, see blending.py
     config.data.threads = 0  # decoding threads per process; 0: one per core, at most 16 in all
     config.data.workers = 0  # decoding processes; 0: threads only
@@ -55,6 +56,7 @@ def get_config() -> ConfigDict:
     config.augment.flip = 0.5  # probability
     config.augment.brightness = 0.1  # largest shift, of 1
     config.augment.contrast = 0.1  # largest relative change
+    config.augment.gamma = 0.0  # largest change of the exponent's base-2 logarithm
     config.augment.saturation = 0.1  # largest relative change
     config.augment.blur = 0.0  # px, largest sigma
     config.augment.noise = 0.0  # largest standard deviation, of 1

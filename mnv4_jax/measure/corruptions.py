@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from input_pipeline import transforms
+
 
 class Corruption(NamedTuple):
     """`apply(image [H, W, 3] uint8, level, rng) -> [H, W, 3] uint8` at five levels, mild first."""
@@ -45,9 +47,7 @@ def webp(image: np.ndarray, quality: float, rng: np.random.Generator) -> np.ndar
     """
     if max(image.shape[:2]) > 16383:
         raise OSError("larger than a WebP can be")
-    settings = [cv2.IMWRITE_WEBP_QUALITY, int(quality)]
-    data = cv2.imencode(".webp", image[..., ::-1], settings)[1]
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
+    return transforms.webp(image, int(quality))
 
 
 def screenshot(image: np.ndarray, scale: float, rng: np.random.Generator) -> np.ndarray:

@@ -63,6 +63,13 @@ def augment(images: jax.Array, keys: jax.Array, config: ConfigDict) -> jax.Array
         if config.contrast:
             factor = 1 + jax.random.uniform(contrast, (), image.dtype, -1, 1) * config.contrast
             image = dm_pix.adjust_contrast(image, factor)
+        if config.gamma:
+            # Not 0, where the gradient of a power below 1 is infinite.
+            exponent = 2 ** (
+                jax.random.uniform(jax.random.fold_in(key, 8), (), image.dtype, -1, 1)
+                * config.gamma
+            )
+            image = jnp.clip(image, 1e-3, 1) ** exponent
         if config.saturation:
             # In RGB, away from luma: dm-pix's adjust_saturation goes through HSV, which costs a
             # small network more time than its own stem.

@@ -60,6 +60,7 @@ class TrainPictures:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             blended=data.blended,
+            webp=data.webp_prob,
             weights=data.weights,
             balance=data.balance,
             threads=data.threads,
@@ -112,8 +113,8 @@ class TrainPictures:
     def _why_not_resident(self, data: ConfigDict, n: int) -> str | None:
         if jax.process_count() > 1:
             return "data.cache=device is for runs of one process"
-        if tuple(data.zoom) != (1, 1) or data.blended:
-            return "data.zoom and data.blended change them there"
+        if tuple(data.zoom) != (1, 1) or data.blended or data.webp_prob:
+            return "data.zoom, data.blended and data.webp_prob change them there"
         needed = n * self._side_px**2 * 3
         free = min(_free_bytes(device) for device in self._mesh.local_devices)
         if needed > _SHARE_OF_FREE * free:

@@ -14,6 +14,7 @@ STEP, LOOP, CHECKPOINT = f"{_T}/test_step.py", f"{_T}/test_loop.py", f"{_T}/test
 EFFECTS, DIGESTS = STEP, LOOP
 RAW, CONVERT = "tests/mnv4_jax/test_raw.py", "tests/mnv4_jax/test_convert.py"
 PREDICT, EVALUATE = "tests/mnv4_jax/test_predict.py", "tests/mnv4_jax/test_evaluate.py"
+BLENDING = "tests/input_pipeline/test_blending.py"
 ONE_CLASS = "tests/mnv4_jax/report/test_one_class.py"
 ROBUSTNESS = "tests/mnv4_jax/report/test_robustness.py"
 _I = "tests/input_pipeline"
@@ -78,6 +79,7 @@ FAULTS = [
         ("brightness off", "image.dtype, -1, 1) * config.brightness", "image.dtype, -1, 1) * 0", AUGMENT),
         ("brightness only upwards", "jax.random.uniform(brightness, (), image.dtype, -1, 1)", "jax.random.uniform(brightness, (), image.dtype, 0, 1)", AUGMENT),
         ("contrast twice as strong", "image.dtype, -1, 1) * config.contrast", "image.dtype, -1, 1) * 2 * config.contrast", AUGMENT),
+        ("one gamma for all", "jax.random.fold_in(key, 8), (), image", "jax.random.key(8), (), image", AUGMENT),
         ("saturation off", "image.dtype, -1, 1) * config.saturation", "image.dtype, -1, 1) * 0", AUGMENT),
         ("noise off", "image + strength * _piece(", "image + 0 * _piece(", AUGMENT),
         ("the same noise for all", "start = (jnp.floor(top * shape[0]), jnp.floor(left * shape[1]), 0)", "start = (0, 0, 0)", AUGMENT),
@@ -285,6 +287,8 @@ FAULTS = [
     ),
     *_of(
         "input_pipeline/batches.py",
+        ("no WebP", "draws[:, order_lib.WEBP] < self.webp", "draws[:, order_lib.WEBP] < 0", BLENDING),
+        ("WebP by another draw than the position's", "int((high - low + 1) * draws[row, order_lib.QUALITY])", "row % 30", BLENDING),
         ("labels of the pictures asked for", "np.where(made, 0, self.source.labels[indices]).astype(np.int32)", "np.where(made, 0, labels).astype(np.int32)", BATCHES),
         ("unreadable pictures are scored", "mask[row] = not refused[row]\n", "mask[row] = not refused[row]\n            mask[row] = True\n", BATCHES),
     ),

@@ -1,6 +1,9 @@
+import io
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from input_pipeline import blending, demo
 from input_pipeline.batches import train_batches
@@ -58,7 +61,7 @@ def test_the_same_numbers_make_the_same_fake(face):
     assert (first != other).any()
 
 
-def take(source, *, blended, start=0, count=3, index=0, of=1):
+def take(source, *, blended=0.0, webp=0.0, start=0, count=3, index=0, of=1):
     with train_batches(
         source,
         Transform(size=32, shorter_px=37, crop="resize"),
@@ -68,6 +71,7 @@ def take(source, *, blended, start=0, count=3, index=0, of=1):
         process_index=index,
         process_count=of,
         blended=blended,
+        webp=webp,
     ) as batches:
         return [{k: v.copy() for k, v in next(batches).items()} for _ in range(count)]
 
@@ -90,11 +94,31 @@ def test_the_share_is_what_was_asked_for(tmp_path):
     assert np.mean(made) == pytest.approx(0.3, abs=0.08)
 
 
+def test_a_share_of_both_classes_is_compressed_as_pillow_does(tmp_path):
+    source = open_source(write_set(tmp_path, per_class=6), "Train")
+    plain, damaged = take(source, count=60), take(source, webp=0.3, count=60)
+    pictures = [np.concatenate([batch["image"] for batch in part]) for part in (plain, damaged)]
+    labels = np.concatenate([batch["label"] for batch in plain])
+    changed = (pictures[0] != pictures[1]).any(axis=(1, 2, 3))
+    for label in (0, 1):
+        assert changed[labels == label].mean() == pytest.approx(0.3, abs=0.08)
+    for before, after in list(zip(*pictures, strict=True))[:200]:
+        if (before != after).any():
+            nearest = min(np.abs(after - saved_as_webp(before, q)).mean() for q in range(30, 96))
+            assert nearest < 0.5
+
+
+def saved_as_webp(pixels, quality):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "WEBP", quality=quality)
+    return np.asarray(Image.open(buffer).convert("RGB"), np.float32)
+
+
 def test_blended_batches_depend_on_the_position_alone(tmp_path):
     source = open_source(write_set(tmp_path, per_class=6), "Train")
-    whole = take(source, blended=0.5)
-    later = take(source, blended=0.5, start=2, count=1)[0]
-    halves = [take(source, blended=0.5, index=i, of=2) for i in range(2)]
+    whole = take(source, blended=0.5, webp=0.5)
+    later = take(source, blended=0.5, webp=0.5, start=2, count=1)[0]
+    halves = [take(source, blended=0.5, webp=0.5, index=i, of=2) for i in range(2)]
     for name in ("image", "label", "index"):
         np.testing.assert_array_equal(later[name], whole[2][name])
         for k in range(3):

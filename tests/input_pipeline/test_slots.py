@@ -34,9 +34,9 @@ def opened(source, form="host", gib=1.0, say=lambda line: None):
     return slots.open_for(source, SIDE, form, gib, say)
 
 
-def batches(source, cached, n=9, on_bad=None, blended=0.0, workers=0, **fields):
+def batches(source, cached, n=9, on_bad=None, blended=0.0, webp=0.0, workers=0, **fields):
     transform = dataclasses.replace(TRANSFORM, **fields)
-    arguments = {"seed": 3, "slots": cached, "on_bad": on_bad, "blended": blended}
+    arguments = {"seed": 3, "slots": cached, "on_bad": on_bad, "blended": blended, "webp": webp}
     arguments["workers"] = workers
     with train_batches(source, transform, batch_size=4, threads=2, **arguments) as found:
         return [next(found) for _ in range(n)]
@@ -49,7 +49,9 @@ def assert_equal(ours, theirs):
             np.testing.assert_array_equal(a[key], b[key])
 
 
-@pytest.mark.parametrize("fields", [{}, {"crop": "native"}, {"zoom": (0.5, 1.2)}, {"blended": 0.7}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"crop": "native"}, {"zoom": (0.5, 1.2)}, {"blended": 0.7, "webp": 0.5}]
+)
 def test_the_same_bits_while_it_fills_and_when_it_is_full(source, fields):
     without = batches(source, None, **fields)
     cached = opened(source)

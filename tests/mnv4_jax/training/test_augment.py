@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -93,6 +94,22 @@ def test_saturation_moves_colour_away_from_luma_and_keeps_luma(images):
     )
     np.testing.assert_allclose(out @ luma, images @ luma, atol=1e-3)
     assert np.abs(out - images).max() > 0.01
+
+
+def test_gamma_is_one_power_for_each_picture(images):
+    images = np.clip(images, 0.05, 0.95)
+    out = augment.augment(images, augment.keys(0, np.arange(4, dtype=np.uint32)), config(gamma=1))
+    exponents = np.log(out) / np.log(images)
+    assert np.ptp(exponents, axis=(1, 2, 3)).max() < 1e-2
+    drawn = np.log2(exponents.mean((1, 2, 3)))
+    assert abs(drawn).max() <= 1 and np.ptp(drawn) > 0.3
+
+
+def test_gamma_has_a_gradient_on_black():
+    def brightness(images):
+        return augment.augment(images, augment.keys(0, np.arange(4)), config(gamma=1)).sum()
+
+    assert jnp.isfinite(jax.grad(brightness)(jnp.zeros((4, 2, 2, 3)))).all()
 
 
 def test_erase_hides_one_rectangle_behind_the_mean_colour(images):

@@ -54,8 +54,9 @@ def test_every_form_gives_the_same_pictures(picture_folder, form):
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"data.zoom": (0.7, 1.0)}, "data.zoom and data.blended"),
-        ({"data.blended": 0.5}, "data.zoom and data.blended"),
+        ({"data.zoom": (0.7, 1.0)}, "data.zoom, data.blended"),
+        ({"data.blended": 0.5}, "data.zoom, data.blended"),
+        ({"data.webp_prob": 0.5}, "data.webp_prob change them"),
     ],
 )
 def test_what_cannot_be_done_on_the_device_stays_on_the_host_and_is_said(
