@@ -78,11 +78,11 @@ def conv2d(x, kernel, *, stride: int = 1, padding: int | None = None, groups: in
             return _depthwise(x, kernel[:, :, 0], stride, padding)
     elif kh == kw == 1 and padding == 0:
         if form.pointwise == "dot":
-            return _dot(x[:, ::stride, ::stride], kernel[0, 0])
+            return dot(x[:, ::stride, ::stride], kernel[0, 0])
     elif form.dense == "kernel":
         return kernels.dense(x, kernel, stride, padding)
     elif form.dense == "patches":
-        return _dot(_patches(x, (kh, kw), stride, padding), kernel.reshape(-1, features))
+        return dot(_patches(x, (kh, kw), stride, padding), kernel.reshape(-1, features))
     return reference(x, kernel, stride=stride, padding=padding, groups=groups)
 
 
@@ -189,11 +189,13 @@ def _patches(x, k, stride, padding):
     return jnp.concatenate([w for _, _, w in _windows(x, k, stride, padding)], axis=-1)
 
 
-def _dot(x, matrix):
-    """x [..., K] times [K, N], over flat rows.
+def dot(x, matrix):
+    """x [..., K] times [K, N] -> [..., N], over flat rows.
 
     If the product sums over several axes, XLA:CPU first copies the gradient into a transposed
-    array, which takes a third of its time. So the rows are flattened.
+    array, which takes a third of its time. So the rows are flattened. Autodiff of the flat product
+    transposes too, and in a transformer that copy sums the residual stream anew in every layer:
+    half of a training step. So the gradient is written here.
     """
     return _matmul(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], matrix.shape[1])
 
@@ -206,7 +208,7 @@ def _matmul(x, matrix):
 def _matmul_bwd(residuals, dy):
     x, matrix = residuals
     dx = lax.dot_general(dy, matrix, (((1,), (1,)), ((), ())))
-    return dx, lax.dot_general(x, dy, (((0,), (0,)), ((), ())))  # autodiff would transpose this
+    return dx, lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
 
 
 _matmul.defvjp(lambda x, matrix: (_matmul(x, matrix), (x, matrix)), _matmul_bwd)
