@@ -36,6 +36,7 @@ _LEVELLED = [
 RECIPES = {
     "mixture": _VIEW,
     "damage": [*_VIEW, *_DAMAGE],
+    "damage, WebP and gamma": [*_VIEW, *_DAMAGE, "data.webp_prob=0.2", "augment.gamma=0.5"],
     "damage, no bank": [*_VIEW, *_DAMAGE, "gabor.mode=none"],
     "damage, blended": [*_VIEW, *_DAMAGE, "data.blended=0.3"],
     "damage, blended 0.6": [*_VIEW, *_DAMAGE, "data.blended=0.6"],
