@@ -256,9 +256,22 @@ class _LoadTrain:
         sides = self.slots.sides(indices) if self.slots else np.zeros(self.rows, np.int64)
         decoded = {}
         for row in np.flatnonzero(sides == 0).tolist():
+            if self.resident:  # its pixels are not on the device, even if it can be read by now
+                indices[row], sides[row] = self._next_slot(int(indices[row]))
+                continue
             indices[row], square = self._next_readable(int(indices[row]), bad)
             decoded[row], sides[row] = square, len(square)
         return sides, decoded
+
+    def _next_slot(self, index: int) -> tuple[int, int]:
+        """(the first picture after `index` that has a slot, its side)."""
+        after = (index + np.arange(1, len(self.source))) % len(self.source)
+        for start in range(0, len(after), _MAX_BAD_IN_A_ROW):
+            sides = self.slots.sides(after[start : start + _MAX_BAD_IN_A_ROW])
+            if sides.any():
+                first = int(np.flatnonzero(sides)[0])
+                return int(after[start + first]), int(sides[first])
+        raise UserError("no decoded picture can be used: run again without config.data.cache")
 
     def _next_readable(self, index: int, bad: list) -> tuple[int, np.ndarray]:
         for _ in range(min(len(self.source), _MAX_BAD_IN_A_ROW)):

@@ -178,6 +178,12 @@ def check(config: ConfigDict) -> None:
             f"config.train.consistency={config.train.consistency}: not together with"
             f" config.train.adversary.method={config.train.adversary.method}; set one of them"
         )
+    if config.train.consistency and config.data.webp_prob:
+        raise UserError(
+            f"config.train.consistency={config.train.consistency}: not together with"
+            f" config.data.webp_prob={config.data.webp_prob}, which changes the clean view too;"
+            " set one of them"
+        )
     if not 0 < config.train.layer_decay <= 1:
         raise UserError(
             f"config.train.layer_decay={config.train.layer_decay}: must be above 0, at most 1"

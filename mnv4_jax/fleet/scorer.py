@@ -39,7 +39,7 @@ class Card:
 
 def describe(checkpoint: str | None, raw: bool) -> Card:
     """The card of a detector. Runs in its own task on the CPU, to leave accelerators to scorers."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")  # the variable is read when JAX is imported
     return card_of(Detector.of(saved.load(checkpoint, raw=raw)), named=checkpoint is not None)
 
 

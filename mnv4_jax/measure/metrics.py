@@ -74,7 +74,9 @@ def metrics_with_intervals(
 
     Pictures of one source are not independent: with `groups` ([N] names) it draws whole groups.
     A metric ignores resamples in which it is undefined (a class missing). With a single group, the
-    intervals are NaN.
+    intervals are NaN. If all or none of the pictures are answered correctly, every resample agrees:
+    then the interval of accuracy and recalls is Clopper and Pearson's (1934), exact for as many
+    independent draws as there are groups.
     """
     labels, z = np.asarray(labels), log_odds(logits)
     values = weighted_metrics(labels, z, np.ones((1, len(z))))
@@ -84,10 +86,18 @@ def metrics_with_intervals(
             weighted_metrics(labels, z, weights)
             for weights in bootstrap_weights(len(z), groups, resamples=resamples, seed=seed)
         ]
-    return {
+    found = {
         name: {"value": float(value[0]), "ci95": _percentiles([part[name] for part in parts])}
         for name, value in values.items()
     }
+    independent = np.arange(len(z)) if groups is None else np.asarray(groups)
+    of = {"accuracy": np.isfinite(z), "recall_fake": labels == FAKE, "recall_real": labels == REAL}
+    for name, mine in of.items():
+        value = found[name]["value"]
+        if parts and value in (0, 1):
+            least = 0.025 ** (1 / len(set(independent[mine].tolist())))
+            found[name]["ci95"] = [least, 1.0] if value else [0.0, 1 - least]
+    return found
 
 
 def rates_of(

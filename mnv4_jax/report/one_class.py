@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from input_pipeline.cli import UserError
 from mnv4_jax.measure import metrics
@@ -56,22 +55,14 @@ def restrict(values: Mapping[str, dict], present: str) -> dict[str, dict]:
 def rate(called: np.ndarray, groups: Sequence[str] | None = None) -> dict[str, Any]:
     """{"value", "ci95"} of the share of `called` [N] bool.
 
-    The interval is the bootstrap of `metrics.metrics_with_intervals`, resampling whole groups. If
-    all or none were called, every resample agrees and that interval would be a point: then it is
-    Clopper and Pearson's (1934) exact one for as many independent draws as there are groups.
+    The interval is that of `metrics.metrics_with_intervals`, by whole groups.
     """
     called = np.asarray(called, bool)
     if not len(called):
         return {"value": math.nan, "ci95": [math.nan, math.nan]}
-    if 0 < called.mean() < 1:
-        labels = np.full(len(called), metrics.FAKE)
-        answers = np.stack([called, ~called], axis=1)
-        return metrics.metrics_with_intervals(labels, answers, groups)["recall_fake"]
-    draws = len(called) if groups is None else len(set(groups))
-    if draws < 2 and groups is not None:  # a single group gives no interval
-        return {"value": float(called.mean()), "ci95": [math.nan, math.nan]}
-    exact = stats.binomtest(int(called.mean()) * draws, draws).proportion_ci(method="exact")
-    return {"value": float(called.mean()), "ci95": [float(exact.low), float(exact.high)]}
+    labels = np.full(len(called), metrics.FAKE)
+    answers = np.stack([called, ~called], axis=1)
+    return metrics.metrics_with_intervals(labels, answers, groups)["recall_fake"]
 
 
 def by_group(

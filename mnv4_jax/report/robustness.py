@@ -84,21 +84,22 @@ def sweep(
         here = scores.index // len(picks) == i
         logits, labels = scores.logits[here], scores.labels[here]
         called = calibration.p_fake(logits, detector.temperature) >= threshold
+        of = None
+        if groups is not None:
+            of = [groups[picks[p]] for p in scores.index[here] % len(picks)]
         if present := one_class.only_class(labels):
-            of = None
-            if groups is not None:
-                of = [groups[picks[p]] for p in scores.index[here] % len(picks)]
             rate = one_class.rate(called, of)
             row = {"kind": kind, "level": level, "auc": one_class.undefined(present)}
             row |= {"false_alarm_rate": float("nan"), one_class.RATE[present]: rate["value"]}
             rows.append(row | {"ci95": rate["ci95"]})
             continue
         alarms = called[labels == metrics.REAL]
+        found = metrics.metrics_with_intervals(labels, logits, of, resamples=_RESAMPLES)
         rows.append(
             {
                 "kind": kind,
                 "level": level,
-                "auc": metrics.metrics_with_intervals(labels, logits, resamples=_RESAMPLES)["auc"],
+                "auc": found["auc"],
                 "false_alarm_rate": float(alarms.mean()) if len(alarms) else float("nan"),
             }
         )

@@ -26,7 +26,8 @@ def damage(images: jax.Array, keys: jax.Array, config: ConfigDict) -> jax.Array:
     data, blur = config.data, config.augment.blur
 
     def draw(key):
-        return jax.random.uniform(jax.random.fold_in(key, 1), (5,))
+        # `augment` uses the keys 0 to 8: fold_in(key, i) is the same as the i-th part of a split.
+        return jax.random.uniform(jax.random.fold_in(key, 9), (5,))
 
     # float32 whatever the pictures' dtype: half precision is too coarse for an axis of 224 px.
     is_shrunk, factor, sigma, is_compressed, quality = jax.vmap(draw, out_axes=1)(keys)

@@ -36,7 +36,7 @@ def per_image(config: ConfigDict) -> float:
         jaxpr = jax.make_jaxpr(lambda w, x: weights_lib.eval_step(w, x, graphdef=graphdef))(
             weights, image
         )
-    return 3 * 2 * sum(map(multiply_adds, equations(jaxpr.jaxpr)))
+    return 3 * 2 * work(jaxpr.jaxpr)
 
 
 def peak(device: jax.Device) -> float:
@@ -54,11 +54,20 @@ def utilisation(flops_per_s: float, device: jax.Device) -> float:
 
 
 def equations(jaxpr) -> Iterator:
-    """Every equation of a jaxpr, including those of inner jaxprs."""
+    """Every equation of a jaxpr, including those of inner jaxprs. Of branches, as attention has one
+    for each platform, only those of the one with the most work."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from equations(inner)
+        inner = list(jax.extend.core.jaxprs_in_params(equation.params))
+        if equation.primitive.name == "cond":
+            inner = [max(inner, key=work)]
+        for part in inner:
+            yield from equations(part)
+
+
+def work(jaxpr) -> int:
+    """Multiply-adds of all convolutions and matrix products of a jaxpr."""
+    return sum(map(multiply_adds, equations(jaxpr)))
 
 
 def multiply_adds(equation) -> int:

@@ -13,6 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from input_pipeline.cli import UserError
+from mnv4_jax import defaults
 from mnv4_jax.config import fields
 from mnv4_jax.detector import boxed, weight_files
 from mnv4_jax.detector import saved as saved_lib
@@ -69,8 +70,9 @@ def _transferred(config: ConfigDict, weights: dict[str, Any], say) -> dict[str, 
 
 def _check_same_model(config: ConfigDict, saved: Mapping[str, Any], folder: epath.Path) -> None:
     for field, (mine, theirs) in _changed(config, saved).items():
-        # Frozen parameters have no moments in a checkpoint.
-        if field in ("model.name", "train.trainable") or field.startswith("gabor."):
+        # Frozen parameters have no moments in a checkpoint; a transformer learns positions.
+        same = field in ("model.name", "train.trainable") or field.startswith("gabor.")
+        if same or (field == "data.image_size" and config.model.name.startswith("vit_")):
             raise UserError(
                 f"config.{field}={mine!r}, but the run in {folder} has {theirs!r}:"
                 " use that, or another --workdir"
@@ -93,6 +95,6 @@ def _warn_of_other_batches(config: ConfigDict, saved: Mapping[str, Any], say) ->
 
 def _changed(config: ConfigDict, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """{"data.crop": (now, as saved), ...}: the fields of `config` with another value in `saved`."""
-    now, then = fields(config), fields(boxed.as_config(saved))
-    # A field that is newer than the run has its default, which keeps the run's old behaviour.
-    return {f: (v, then[f]) for f, v in now.items() if f in then and v != then[f]}
+    # A field that is newer than the run had its default, which keeps the old behaviour.
+    then = fields(defaults.get_config()) | fields(boxed.as_config(saved))
+    return {f: (v, then[f]) for f, v in fields(config).items() if f in then and v != then[f]}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import calibration as sk_calibration
 from sklearn import metrics as sk
 
@@ -158,6 +159,21 @@ def test_groups_widen_the_interval_by_the_root_of_their_size():
     width = [x["ci95"][1] - x["ci95"][0] for x in (single, grouped, blind)]
     assert width[1] == pytest.approx(width[0], rel=0.1)
     assert width[2] == pytest.approx(width[0] / 4, rel=0.15)
+
+
+def test_no_error_in_n_pictures_is_not_certainty():
+    labels = np.repeat([metrics.FAKE, metrics.REAL], [10, 30])
+    called = labels == metrics.FAKE
+    rates = metrics.rates_of(labels, called, resamples=10)
+    exact = stats.binomtest(0, 30).proportion_ci(method="exact")  # Clopper and Pearson
+    assert rates["false_alarm_rate"]["ci95"] == pytest.approx([0, exact.high])
+    exact = stats.binomtest(10, 10).proportion_ci(method="exact")
+    assert rates["recall_fake"]["ci95"] == pytest.approx([exact.low, 1])
+    # Thirty photographs of three people are three draws.
+    groups = [f"{i % 3}" for i in range(40)]
+    rates = metrics.rates_of(labels, called, groups, resamples=10)
+    exact = stats.binomtest(0, 3).proportion_ci(method="exact")
+    assert rates["false_alarm_rate"]["ci95"] == pytest.approx([0, exact.high])
 
 
 def test_one_group_alone_has_no_interval():

@@ -73,6 +73,17 @@ def test_the_draw_depends_on_seed_and_position_alone(noisy):
     assert np.abs(run(augment.keys(1, np.arange(8, dtype=np.uint32))) - whole).max() > 0.05
 
 
+def test_damage_and_augmentation_draw_independently():
+    settings = config(downscale_prob=0.5, downscale=(0.4, 0.4))
+    settings.augment.update(flip=0.0, brightness=0.3, contrast=0.0, saturation=0.0)
+    noisy = 0.5 + 0.1 * np.random.default_rng(0).standard_normal((300, 16, 16, 3))
+    positions = np.arange(300, dtype=np.uint32)
+    out = np.asarray(augment.vary(jnp.asarray(noisy, jnp.float32), positions, settings))
+    shift, sharpness = out.mean((1, 2, 3)), out.std((1, 2, 3))
+    assert np.ptp(shift) > 0.5 and np.ptp(sharpness) > 0.04  # both happen
+    assert abs(np.corrcoef(shift, sharpness)[0, 1]) < 0.2
+
+
 def test_it_is_damage_that_the_step_does(noisy):
     settings = config(jpeg_prob=1.0)
     settings.augment.update(flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0)

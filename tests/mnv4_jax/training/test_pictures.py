@@ -1,5 +1,7 @@
 """The forms of `data.cache` train on the same batches."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -49,6 +51,25 @@ def test_every_form_gives_the_same_pictures(picture_folder, form):
     assert len(moved) == (form == "device")  # "auto" leaves a CPU's memory alone
     again = opened(picture_folder, [], 7, **{"data.cache": form})
     np.testing.assert_array_equal(images(again, 13), expected[7:])
+
+
+def test_a_picture_that_can_be_read_too_late_is_not_black(picture_folder, tmp_path):
+    """It has no pixels on the device."""
+    shutil.copytree(picture_folder, tmp_path / "set")
+    file = min((tmp_path / "set/Train/Real").iterdir())
+    good = file.read_bytes()
+    file.write_bytes(b"broken")
+    expected = images(opened(tmp_path / "set", [], **{"data.cache": "none"}), 20)
+    said = []
+    pictures = opened(tmp_path / "set", said, **{"data.cache": "device"})
+    found = []
+    for _ in range(20):
+        found.append(np.asarray(next(pictures)[1]["image"]))
+        if any(line.startswith("all pictures are in device memory") for line in said):
+            file.write_bytes(good)
+    pictures.close()
+    assert file.read_bytes() == good
+    np.testing.assert_array_equal(np.stack(found), expected)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from input_pipeline.cli import UserError
 from mnv4_jax.detector import saved
 from mnv4_jax.models import classifier, timm_keys
-from mnv4_jax.training import loop
+from mnv4_jax.training import loop, start
 from tests.mnv4_jax.training.test_loop import config_for, lines
 
 
@@ -68,6 +68,23 @@ def test_a_run_that_trains_some_parameters_goes_on_from_its_checkpoint(picture_f
     config = config_for(picture_folder, **(fields | {"train.trainable": ()}))
     with pytest.raises(UserError, match=r"config\.train\.trainable=.*use that, or another"):
         loop.run(config, str(tmp_path))
+
+
+def test_a_field_that_is_newer_than_the_run_had_its_default(picture_folder, tmp_path, capsys):
+    assert loop.run(config_for(picture_folder, **{"train.steps": 2}), str(tmp_path)) == 0
+    older = saved.load(tmp_path).meta["config"]
+    del older["data"]["webp_prob"]
+    config = config_for(picture_folder, **{"data.webp_prob": 0.5})
+    start._warn_of_other_batches(config, older, print)
+    assert "config.data.webp_prob=0.5 (was 0.0)" in capsys.readouterr().out
+
+
+def test_a_transformer_keeps_the_size_of_its_positions(picture_folder, tmp_path):
+    config = config_for(picture_folder, **{"model.name": "vit_tiny_patch16_224"})
+    older = config.to_dict()
+    config.data.image_size = 64
+    with pytest.raises(UserError, match=r"config\.data\.image_size=64, but the run in .* has 32"):
+        start._check_same_model(config, older, tmp_path)
 
 
 @pytest.mark.slow
