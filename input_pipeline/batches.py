@@ -111,7 +111,7 @@ def train_batches(
     """
     rows = _rows(batch_size, process_count)
     if isinstance(source, mixtures.Mixture):
-        order_of = mixtures.Order(source, seed, weights, balance)
+        order_of = mixtures.Order(source, seed, weights, balance, blended)
         photographs = order_of.photographs
     else:
         order_of = functools.partial(order_lib.order, seed, len(source))

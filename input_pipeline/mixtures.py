@@ -76,9 +76,17 @@ class Order:
         weights: one number per set: how often its pictures are drawn relative to the others';
             empty: the square roots of the sizes of the sets.
         balance: draw both classes equally often, whatever the sets contain.
+        blended: share of the fakes that are made from photographs, see `photographs`.
     """
 
-    def __init__(self, mixture: Mixture, seed: int, weights: Sequence[float], balance: bool):
+    def __init__(
+        self,
+        mixture: Mixture,
+        seed: int,
+        weights: Sequence[float],
+        balance: bool,
+        blended: float = 0.0,
+    ):
         sizes = np.bincount(mixture.set_of, minlength=len(mixture.names))
         if weights and len(weights) != len(sizes):
             raise UserError(
@@ -101,8 +109,13 @@ class Order:
             labels = np.array([label for _, label, _ in cells])
             shares /= np.bincount(labels, shares, minlength=2)[labels]
         self._members = [indices for _, _, indices in cells]
-        ends = np.cumsum([s * label for s, (_, label, _) in zip(shares, cells, strict=True)])
-        self._photograph_ends = ends / ends[-1]
+        forged = {s for s, label, _ in cells if label == 0}
+        reals = np.array([x * label for x, (_, label, _) in zip(shares, cells, strict=True)])
+        reals /= reals.sum()
+        lone = reals * [s not in forged for s, _, _ in cells]
+        # More fakes than photographs of one look would mean that it is a fake's.
+        taken = lone + max(0, blended - lone.sum()) * reals
+        self._photograph_ends = np.cumsum(taken) / (taken.sum() or 1)
         self._counts = _apportion(shares / shares.sum())
         self._cell = np.repeat(np.arange(len(cells)), self._counts)
         self._rank = np.concatenate([np.arange(count) for count in self._counts])
@@ -122,11 +135,12 @@ class Order:
         return indices
 
     def photographs(self, draws: np.ndarray) -> np.ndarray:
-        """[n] uniform draws in [0, 1) -> [n] int32 indices of photographs, those of a set as often
-        as batches hold them.
+        """[n] uniform draws in [0, 1) -> [n] int32 indices of photographs to make fakes of.
 
-        Not each photograph equally often: fakes made of them would nearly all look like those of
-        the largest set, and the look of the others would mean "real".
+        First for the sets that have no fakes of their own, until these have as many fakes as
+        photographs: otherwise the look of such a set would mean "real", and fakes that look like
+        it would never be found (docs/MODEL_CARD.md has what that is worth). The others are made
+        from all sets, each as often as batches hold it.
         """
         ends = self._photograph_ends
         cells = np.searchsorted(ends, draws, side="right")

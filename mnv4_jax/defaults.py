@@ -25,7 +25,8 @@ def get_config() -> ConfigDict:
     config.data.downscale_prob = 0.0  # share scaled down and up again
     config.data.downscale = (0.4, 0.9)
     config.data.webp_prob = 0.0  # share that WebP compresses, on the host, before all of these
-    config.data.blended = 0.0  # share of the fakes that are made from reals, see blending.py
+    config.data.blended = 0.0  # share of the fakes made from reals, see blending.py; first
+    # for the sets of a mixture that have no fakes of their own
     config.data.threads = 0  # decoding threads per process; 0: one per core, at most 16 in all
     config.data.workers = 0  # decoding processes; 0: threads only
     config.data.log_digests = False  # WORKDIR/digests.jsonl: a hash of every global batch

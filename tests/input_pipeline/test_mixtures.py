@@ -28,8 +28,8 @@ def data_dir(tmp_path_factory):
     return f"{a},{b},{c}"
 
 
-def order_of(mixture, seed=0, weights=(), balance=True):
-    return mixtures.Order(mixture, seed, weights, balance)
+def order_of(mixture, seed=0, weights=(), balance=True, blended=0.0):
+    return mixtures.Order(mixture, seed, weights, balance, blended)
 
 
 def test_a_mixture_holds_the_pictures_of_all_sets(data_dir):
@@ -106,14 +106,24 @@ def test_batches_of_a_mixture_do_not_depend_on_processes_or_start(data_dir, proc
     np.testing.assert_array_equal(rows(2, 2), expected[2:])
 
 
-def test_photographs_for_fakes_are_drawn_as_often_as_batches_hold_their_set(data_dir):
+@pytest.mark.parametrize(("blended", "from_a"), [(0.3, 0), (5 / 9, 0), (1.0, 16 / 81)])
+def test_fakes_are_made_first_for_sets_without_fakes(data_dir, blended, from_a):
+    """a has 4 of 9 of the photographs in batches, c 5 and no fakes: at a share of 5 / 9 it has as
+    many fakes as photographs, and what is more is shared by both."""
     mixture = open_source(data_dir, "Train")
-    chosen = order_of(mixture).photographs((np.arange(9000) + 0.5) / 9000)
+    chosen = order_of(mixture, blended=blended).photographs((np.arange(9000) + 0.5) / 9000)
     assert (mixture.labels[chosen] == 1).all()
     counts = np.bincount(chosen, minlength=len(mixture))[mixture.labels == 1]
-    # a has 7 photographs and 4 of 9 of the draws, c has 25 and the others.
-    np.testing.assert_allclose(counts[:7], 4000 / 7, atol=1)
-    np.testing.assert_allclose(counts[7:], 5000 / 25, atol=1)
+    np.testing.assert_allclose(counts[:7], from_a * 9000 / 7, atol=1)
+    np.testing.assert_allclose(counts[7:], (1 - from_a) * 9000 / 25, atol=1)
+
+
+def test_fakes_are_made_of_all_sets_where_each_has_its_own(tmp_path):
+    a, b = write(tmp_path / "a", Fake=2, Real=2), write(tmp_path / "b", Fake=2, Real=6)
+    mixture = open_source(f"{a},{b}", "Train")
+    order = order_of(mixture, weights=(1.0, 3.0), blended=0.5)
+    chosen = order.photographs((np.arange(8000) + 0.5) / 8000)
+    np.testing.assert_allclose(np.bincount(mixture.set_of[chosen]) / 8000, [0.25, 0.75], atol=0.001)
 
 
 def test_fakes_are_not_made_from_photographs_of_a_set_of_weight_0(data_dir):
