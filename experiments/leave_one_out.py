@@ -38,11 +38,10 @@ RECIPES = {
     "damage": [*_VIEW, *_DAMAGE],
     "damage, WebP and gamma": [*_VIEW, *_DAMAGE, "data.webp_prob=0.2", "augment.gamma=0.5"],
     "damage, no bank": [*_VIEW, *_DAMAGE, "gabor.mode=none"],
-    "damage, blended": [*_VIEW, *_DAMAGE, "data.blended=0.3"],
-    "damage, blended 0.6": [*_VIEW, *_DAMAGE, "data.blended=0.6"],
+    "damage, blended": [*_VIEW, *_DAMAGE, "data.blended=balanced"],
     "damage, consistency": [*_VIEW, *_DAMAGE, "train.consistency=1.0"],
     "levelled": [*_VIEW, *_LEVELLED],
-    "levelled, blended": [*_VIEW, *_LEVELLED, "data.blended=0.3"],
+    "levelled, blended": [*_VIEW, *_LEVELLED, "data.blended=balanced"],
 }
 
 
@@ -66,10 +65,13 @@ def cell(recipe: str, family: str, args) -> None:
     workdir = folder_of(recipe, family, args)
     if (workdir / "left_out.json").exists():
         return
-    sets = [one_class(args, s, "Fake") for f, s in FAMILIES.items() if f != family] + [
-        one_class(args, s, "Real") for s in PHOTOGRAPHS
-    ]
+    left_out = FAMILIES[family]
+    sets = [args.data / name for name in (*FAMILIES.values(), "utkface") if name != left_out]
+    if left_out in PHOTOGRAPHS:
+        sets.append(photographs_of(args, left_out))
     fields = dict(field.split("=", 1) for field in RECIPES[recipe])  # the last of a name wins
+    if fields.get("data.blended") == "balanced":
+        fields["data.blended"] = f"{without_fakes(sets):.2f}"
     command = [sys.executable, "-m", "mnv4_jax.main", "--config=configs/small.py"]
     command += [f"--workdir={workdir}", f"--config.data.dir={','.join(map(str, sets))}"]
     command += [
@@ -91,14 +93,25 @@ def folder_of(recipe: str, family: str, args) -> pathlib.Path:
     return args.workdir / name.replace(", ", "_").replace(" ", "_")
 
 
-def one_class(args, name: str, label: str) -> pathlib.Path:
-    """A set with the pictures of one class of another set, as links."""
-    folder = args.workdir / "sets" / f"{name}_{label.lower()}"
+def without_fakes(sets: list[pathlib.Path]) -> float:
+    """The share of photographs in batches that come from sets without fakes: as many fakes must be
+    made for neither look to mean a class. Sets are drawn by the square roots of their sizes."""
+    reals = lone = 0.0
+    for folder in sets:
+        fake, real = (len(list(folder.glob(f"Train/{label}/*"))) for label in ("Fake", "Real"))
+        drawn = (fake + real) ** 0.5 if real else 0
+        reals, lone = reals + drawn, lone + drawn * (not fake)
+    return lone / reals
+
+
+def photographs_of(args, name: str) -> pathlib.Path:
+    """A set with the photographs of another one, as links."""
+    folder = args.workdir / "sets" / f"{name}_real"
     for split in ("Train", "Validation"):
-        link = folder / split / label
+        link = folder / split / "Real"
         if not link.exists():
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((args.data / name / split / label).resolve())
+            link.symlink_to((args.data / name / split / "Real").resolve())
     return folder
 
 

@@ -13,14 +13,19 @@ from collections.abc import Callable
 from typing import NoReturn
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What to do about each error of the file system that a user can meet.
+# What to do about the errors of the file system that a user can meet.
 _CURES = {
     **dict.fromkeys(_FULL, "free some space or name another folder"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "check its permissions or name another folder"),
     errno.EROFS: "name a folder on a file system that can be written to",
-    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "name a folder, not a file"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "name a folder, not a file"),
+    errno.EISDIR: "name a file, not a folder",
     errno.ENOENT: "name a folder that exists or can be made",
     errno.ENAMETOOLONG: "name a shorter path",
+    errno.ELOOP: "name a path whose links do not lead back to themselves",
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.ENOTCONN), "check that the disk or share is still mounted"
+    ),
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
 
@@ -51,16 +56,20 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     # Tracing makes millions of objects that stay: looking for garbage at every 700 takes a tenth of
     # the time to the first loss.
     gc.set_threshold(100_000)
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed, as by >&-
+        stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
         status = main() or 0
     except UserError as error:
         _say(f"error: {' '.join(str(error).split())}")
         status = 2
     except OSError as error:
-        if error.errno not in _CURES:
+        # The file system names its file, unless that is open already; sockets and locks name none.
+        if error.errno not in _CURES and not (error.errno and error.filename):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        _say(f"error: {error.strerror}{where}: {_CURES[error.errno]}")
+        cure = f": {_CURES[error.errno]}" if error.errno in _CURES else ""
+        _say(f"error: {error.strerror}{where}{cure}")
         status = 2
         if error.errno in _FULL:
             # Other output at exit would fail as well, with long messages.

@@ -6,6 +6,7 @@ simplejpeg decodes a 256 px JPEG in about a third of Pillow's time and lets othe
 import contextlib
 import importlib.util
 import io
+import struct
 
 import cv2
 import numpy as np
@@ -75,7 +76,7 @@ def _decode_other(data: bytes) -> np.ndarray:
         check_size(image.height, image.width)
         image.load()  # raises where the file is cut short
         # Read it after loading: loading already rotates some (TIFF) and then removes the tag.
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        orientation = _orientation(image)
         if image.format == "PNG" and data[24] == 16:  # bit depth, in the IHDR chunk
             return _rotate(_decode_png16(data), orientation)
         return _rotate(to_rgb(image), orientation)
@@ -147,7 +148,15 @@ def _jpeg_header(jpeg: bytes) -> tuple[int, int, int, bool]:
 
 def _upright(pixels: np.ndarray, data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        return _rotate(pixels, image.getexif().get(_ORIENTATION, 1))
+        return _rotate(pixels, _orientation(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1 if there is none, or no EXIF that Pillow can parse."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except (SyntaxError, TypeError, ValueError, struct.error):  # the pixels are good all the same
+        return 1
 
 
 def _rotate(pixels: np.ndarray, orientation: int) -> np.ndarray:

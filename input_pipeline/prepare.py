@@ -152,13 +152,18 @@ def _check_any_readable(sources: dict, readable: Mapping[str, Sequence[int]]) ->
 def _cut_out_faces(flags: argparse.Namespace, out: pathlib.Path) -> None:
     folder = _kaggle_folder() if flags.source == "kaggle" else flags.source
     sources = _open(folder, one_class=True)
-    if out.resolve() == pathlib.Path(folder).resolve():
+    if os.path.realpath(out) == os.path.realpath(folder):
         raise UserError(f"--out={out} is the source itself; name another folder")
     total = sum(map(len, sources.values()))
     with Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as progress:
         task = progress.add_task("faces", total=total)
         left_out = crops.write(
             out, sources, threads=flags.threads, on_done=lambda: progress.advance(task)
+        )
+    if len(left_out) == total:
+        raise UserError(
+            f"--source={flags.source}: none of its {total} pictures gave a face:"
+            f" {out / crops.NO_FACE} says why for each"
         )
     print(f"{total - len(left_out)} faces of {total} pictures in {out}")
     if left_out:
@@ -245,8 +250,9 @@ def _open(folder: str, *, one_class: bool = False) -> dict[str, FileSource]:
 
 
 def _check_out(out: pathlib.Path, folder: str) -> None:
-    inside = pathlib.Path(folder).resolve()
-    if inside in (out.resolve(), *out.resolve().parents):
+    # pathlib's `resolve` raises RuntimeError for a link to itself.
+    inside, real_out = (pathlib.Path(os.path.realpath(path)) for path in (folder, out))
+    if inside in (real_out, *real_out.parents):
         raise UserError(f"--out={out} lies inside the source {folder}: name another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)

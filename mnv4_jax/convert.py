@@ -31,8 +31,10 @@ def main() -> None:
         folder = import_weights(args.weights, args.out)
         print(f"wrote {folder}: start from it with --config.model.init_from={args.out}")
         return
-    detector = Detector.of(saved.load(args.checkpoint, raw=args.raw))
     out = pathlib.Path(args.out).expanduser()
+    if args.to != "web" and out.is_dir():
+        raise UserError(f"--out={out}: is a folder; --to={args.to} writes a file: name one in it")
+    detector = Detector.of(saved.load(args.checkpoint, raw=args.raw))
     if args.to == "torch":
         contents = to_torch(detector)
         write(out, contents)

@@ -64,8 +64,6 @@ def main() -> int:
         split = face_splitter(keep_crops=args.faces is None)
     if args.heatmap:
         _make_folder(args.heatmap)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
 
     walked = any(map(os.path.isdir, args.pictures)) and files != args.pictures
     if walked or passed_over:  # not to standard output, which is for the answers

@@ -40,6 +40,7 @@ def write(
     Returns:
       A line for each picture left out, with the reason; also written to OUT/no_face.txt.
     """
+    out.mkdir(parents=True, exist_ok=True)
     finders = threading.local()
 
     def one(job) -> str | None:

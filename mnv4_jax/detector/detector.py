@@ -107,7 +107,7 @@ class Detector:
 
     def _ask(self, images: Sequence) -> tuple[np.ndarray, list[str | None]]:
         bad = []
-        if isinstance(images, _ONE) or (isinstance(images, np.ndarray) and images.ndim < 4):
+        if isinstance(images, _ONE) or getattr(images, "ndim", 0) in (2, 3):  # NumPy, JAX, PyTorch
             images = [images]
         p_fake, reasons = self.score_or_say_why(
             Pictures(images), on_bad=lambda *why: bad.append(": ".join(why))

@@ -14,6 +14,9 @@ from input_pipeline.cli import UserError
 from mnv4_jax.detector.boxed import as_config
 from mnv4_jax.models import classifier, timm_keys
 
+# Names in a header of `to_torch`. Other software writes a "config" too, in a form of its own.
+_OURS = {"config", "gabor", "calibration"}
+
 
 class Weights(NamedTuple):
     """`weights` {"params", "stats"} of the model that `config` describes."""
@@ -81,7 +84,7 @@ def read(weights: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except (safetensors.SafetensorError, TypeError) as error:  # TypeError: bfloat16
         raise UserError(f"{weights}: not a safetensors file: {error}") from None
     header = {}
-    if "config" in metadata:
+    if metadata.keys() >= _OURS:
         header = {key: json.loads(text) for key, text in metadata.items() if key != "format"}
     return tensors, header
 

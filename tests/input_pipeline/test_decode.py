@@ -5,7 +5,7 @@ import io
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from input_pipeline import decode as decode_lib
 from input_pipeline.decode import DecodeError, decode
@@ -106,6 +106,21 @@ def test_exif_rotation_as_pillow_does_it(format, orientation):
     with Image.open(io.BytesIO(data)) as image:
         upright = np.asarray(ImageOps.exif_transpose(image))
     _close(decode(data), upright, tolerance=2)
+
+
+@pytest.mark.parametrize("exif", [b"garbage!", b"Exif\0\0garbage!", b"II*\0"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_exif_that_cannot_be_parsed_counts_as_none(format, exif):
+    """Without `dpi`, Pillow itself looks at a JPEG's EXIF when it opens the file."""
+    options = {"lossless": True} if format == "WEBP" else {"dpi": (72, 72)}
+    _close(decode(encoded(PIXELS, format, exif=exif, **options)), PIXELS, tolerance=8)
+
+
+@pytest.mark.parametrize("key", ["Raw profile type exif", "exif"])
+def test_exif_as_text_in_a_png_counts_as_none(key):
+    text = PngImagePlugin.PngInfo()
+    text.add_text(key, "\nexif\n8\nnot hexadecimal")
+    _close(decode(encoded(PIXELS, "PNG", pnginfo=text)), PIXELS, tolerance=0)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])

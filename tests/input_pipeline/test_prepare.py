@@ -292,6 +292,15 @@ def test_user_errors_are_one_line_and_status_2(folder, whole, tmp_path):
             run(f"--source={source}", f"--out={out}")
 
 
+@pytest.mark.parametrize("flags", [[], ["--faces"]])
+def test_a_link_to_itself_as_out_is_one_line(folder, tmp_path, flags):
+    (tmp_path / "loop").symlink_to("loop")
+    done = command(f"--source={folder}", f"--out={tmp_path / 'loop'}", *flags)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]  # after a bar, with --faces
+    assert last.startswith("error: ") and str(tmp_path / "loop") in last
+
+
 def test_a_disk_too_small_is_said_before_anything_is_written(folder, tmp_path, monkeypatch):
     usage = prepare.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: usage._replace(free=1000))
@@ -341,6 +350,16 @@ def test_faces_are_cut_out_once_and_those_without_are_listed(tmp_path):
     file.write_bytes(b"kept")
     command(*flags)
     assert file.read_bytes() == b"kept"
+
+
+def test_no_face_in_any_picture_is_said_and_listed(tmp_path):
+    source, out = tmp_path / "photos", tmp_path / "new" / "faces"
+    (source / "Train" / "Real").mkdir(parents=True)
+    wall = np.full((300, 420, 3), 130, np.uint8)
+    cv2.imwrite(str(source / "Train" / "Real" / "wall.png"), wall)
+    with pytest.raises(UserError, match=r"none of its 1 pictures gave a face: .*no_face\.txt"):
+        run(f"--source={source}", f"--out={out}", "--faces")
+    assert (out / "no_face.txt").read_text() == "Train/Real/wall.png\tno face found\n"
 
 
 def test_faces_of_one_name_in_two_folders_are_both_written(tmp_path):

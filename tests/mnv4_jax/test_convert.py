@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from input_pipeline.cli import UserError
 from mnv4_jax import convert
@@ -111,8 +111,6 @@ def test_input_says_which_pixels_the_program_takes(
 
 
 def test_imagenet_weights_come_in_with_a_fresh_head_and_that_is_said(tmp_path, capsys):
-    from safetensors.numpy import save_file
-
     _, model = with_formula_weights()
     tensors = timm_keys.to_timm(model)
     tensors["classifier.weight"] = np.ones((1000, 1280), np.float32)
@@ -127,6 +125,20 @@ def test_imagenet_weights_come_in_with_a_fresh_head_and_that_is_said(tmp_path, c
     ours = timm_keys.to_timm(imported.model)
     assert ours["classifier.weight"].shape == (2, 1280)
     np.testing.assert_array_equal(ours["conv_head.weight"], tensors["conv_head.weight"])
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"config": "resnet50"}, {"config": '{"depths": [2, 2]}', "author": "someone"}],
+)
+def test_a_config_of_other_software_is_not_taken_for_ours(tmp_path, metadata):
+    _, model = with_formula_weights()
+    file = tmp_path / "foreign.safetensors"
+    save_file(timm_keys.to_timm(model), file, metadata)
+    convert.import_weights(str(file), tmp_path / "run")
+    imported = saved_lib.load(tmp_path / "run")
+    assert imported.config.model.name == "mobilenetv4_conv_small_035"
+    assert imported.calibration is None
 
 
 @pytest.mark.torch
@@ -347,6 +359,13 @@ def test_nothing_but_its_own_paths_imports_torch(workdir, tmp_path):
 )
 def test_a_wrong_flag_is_one_line_and_status_2(capsys, args, message):
     assert message in error_of(capsys, *args)
+
+
+@pytest.mark.parametrize("to", ["torch", "onnx", "stablehlo"])
+def test_a_folder_as_the_file_to_write_is_said_before_the_work(tmp_path, monkeypatch, to):
+    with pytest.raises(UserError, match=rf"--out={tmp_path}: is a folder; --to={to} writes a file"):
+        run(monkeypatch, f"--checkpoint={tmp_path}", f"--to={to}", f"--out={tmp_path}")
+    assert not list(tmp_path.parent.glob("*.part"))
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "text.safetensors"])

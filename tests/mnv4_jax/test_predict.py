@@ -352,8 +352,11 @@ def test_one_picture_alone_counts_as_a_list_of_one(run, portraits):
     file = portraits / "Test" / "Real" / "01.jpg"
     with Image.open(file) as image:
         pixels = np.asarray(image.convert("RGB"))
-    for one in (file, str(file), file.read_bytes(), pixels, Image.fromarray(pixels)):
+    pictures = (pixels, jnp.asarray(pixels), pixels[:, :, 0], Image.fromarray(pixels))
+    for one in (file, str(file), file.read_bytes(), *pictures):
         np.testing.assert_array_equal(detector(one), detector([one]))
+    several = [str(file)] * 3
+    assert detector(np.array(several)).shape == detector(jnp.stack([pixels] * 3)).shape == (3,)
 
 
 def test_abstaining_answers_unsure_between_two_thresholds(ask, run, portraits):
