@@ -35,6 +35,7 @@ _LEVELLED = [
 ]  # fmt: skip
 RECIPES = {
     "mixture": _VIEW,
+    "mixture, blended": [*_VIEW, "data.blended=balanced"],
     "damage": [*_VIEW, *_DAMAGE],
     "damage, WebP and gamma": [*_VIEW, *_DAMAGE, "data.webp_prob=0.2", "augment.gamma=0.5"],
     "damage, no bank": [*_VIEW, *_DAMAGE, "gabor.mode=none"],
