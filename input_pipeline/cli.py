@@ -8,6 +8,7 @@ import contextlib
 import errno
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -29,6 +30,8 @@ _CURES = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
 
 class UserError(Exception):
     """An error that the user can fix; one line: what, where, what would be right."""
@@ -44,10 +47,15 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
+def escaped(text: str) -> str:
+    """`text` without control characters: a file's name could forge a line, or steer a terminal."""
+    return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
+
+
 def _say(line: str) -> None:
     """Writes the line at once: `print` writes it and its newline separately, and other threads may
     write between."""
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{escaped(line)}\n")
     sys.stderr.flush()
 
 

@@ -8,7 +8,7 @@ import functools
 import glob
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -127,7 +127,14 @@ class FileSource:
                     f"{self._groups_file}: expected the columns file,group; "
                     f"found {','.join(rows.fieldnames or ()) or 'an empty file'}"
                 )
-            group_of = {in_class(row["file"] or ""): row["group"] for row in rows}
+            group_of = {}
+            for row in _rows(rows, self._groups_file):
+                name, group = in_class(row["file"] or ""), row["group"]
+                if group_of.setdefault(name, group) != group:
+                    raise UserError(
+                        f"{self._groups_file}: {name} is in the groups {group_of[name]} and"
+                        f" {group}; give each picture one"
+                    )
         names = [in_class(name) for name in self.ids]
         missing = [name for name in names if not group_of.get(name)]
         if missing:
@@ -154,7 +161,7 @@ class FileSource:
                     f"{self._sources_file}: expected a column file (as Real/real_0.jpg); "
                     f"found {','.join(rows.fieldnames or ()) or 'an empty file'}"
                 )
-            by_name = {in_class(row["file"] or ""): row for row in rows}
+            by_name = {in_class(row["file"] or ""): row for row in _rows(rows, self._sources_file)}
             names = [name for name in rows.fieldnames or () if name != "file"]
         found = [by_name.get(in_class(i), {}) for i in self.ids]
         if not any(found):
@@ -163,6 +170,16 @@ class FileSource:
                 " class and name, as Real/real_0.jpg"
             )
         return {name: [row.get(name) or "" for row in found] for name in names}
+
+
+def _rows(rows: csv.DictReader, file: str) -> Iterator[dict[str, str]]:
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise UserError(
+            f"{file}, after line {rows.line_num}: {error}; expected comma-separated values, perhaps a"
+            " quotation mark is missing"
+        ) from None
 
 
 class Subset:

@@ -16,6 +16,7 @@ from input_pipeline import cli, sources
 from input_pipeline.cli import UserError
 from mnv4_jax.detector import saved
 from mnv4_jax.detector.detector import Detector
+from mnv4_jax.detector.views import LargestFaces
 from mnv4_jax.report import one_class
 from mnv4_jax.report.judge import AttackPlan, judge, run_facts
 from mnv4_jax.runtime import memory, processes
@@ -33,6 +34,10 @@ def main() -> None:
         _ = source.groups, getattr(source, "columns", None)  # finds mistakes early
         if args.attack:
             one_class.check_attackable(f"{data or 'demo set'} {args.split}", source.labels)
+    if args.faces:
+        opened = [(data, LargestFaces(source)) for data, source in opened]
+    elif args.checkpoint is None and jax.process_index() == 0:
+        print("pictures are scored as they are: --faces cuts out the largest face, as predict does")
     detector = Detector(args.checkpoint, raw=args.raw)
     out = pathlib.Path(args.out).expanduser()
     if jax.process_index() == 0:
@@ -77,6 +82,11 @@ def parse(argv: Sequence[str]):
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="where the report goes")
     parser.add_argument("--split", default="Test", help="Train, Validation or Test (default)")
+    parser.add_argument(
+        "--faces",
+        action="store_true",
+        help="score the largest face of each picture; one without a face counts as unreadable",
+    )
     parser.add_argument("--raw", action="store_true", help="weights as trained, not averaged")
     parser.add_argument(
         "--robustness",

@@ -11,6 +11,7 @@ In a program: `from mnv4_jax.detector.detector import Detector`, then
 
 import argparse
 import collections
+import contextlib
 import glob
 import json
 import os
@@ -74,7 +75,7 @@ def main() -> int:
 
     def on_bad(file: str, reason: str) -> None:
         unreadable.append(file)
-        print(f"unreadable: {file}: {reason}", file=sys.stderr)
+        print(cli.escaped(f"unreadable: {file}: {reason}"), file=sys.stderr)
 
     try:
         # A portrait's crop can be large, so keep fewer of them in memory.
@@ -182,6 +183,9 @@ def find_pictures(
         files += (os.path.isdir(name) and listing.pictures(name, passed_over)) or [name]
     alone = arguments[0] if len(arguments) == 1 and arguments[0] != "-" else None
     if not names or (alone and not any(os.path.exists(f) and not os.path.isdir(f) for f in files)):
+        if alone and not glob.has_magic(alone):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.stat(alone)  # raises where it may not be seen
         raise UserError(
             f"{alone or 'standard input'}: no picture found; expected files, or folders with"
             f" *{', *'.join(listing.EXTENSIONS)}"
@@ -228,12 +232,13 @@ def _line(
         if item.box or item.image is None:
             line["face"] = item.box
         return json.dumps(line)
+    file = cli.escaped(item.file)
     if item.image is None:
-        return f"-       none  {item.file}  (no face found)"
+        return f"-       none  {file}  (no face found)"
     where = "  (face at {},{}, {}×{} px)".format(*item.box) if item.box else ""
     if reason:
-        return f"-       none  {item.file}{where}  ({reason})"
-    return f"{p_fake:.4f}  {label}  {item.file}{where}"
+        return f"-       none  {file}{where}  ({reason})"
+    return f"{p_fake:.4f}  {label}  {file}{where}"
 
 
 def write_heatmaps(

@@ -45,6 +45,11 @@ def test_any_other_error_that_names_a_file_is_one_line(tmp_path, capsys):
     assert line == f"error: Directory not empty ({tmp_path})"
 
 
+def test_a_folder_where_a_file_is_needed_is_one_line_with_its_cure(tmp_path, capsys):
+    line = error_of(capsys, lambda: tmp_path.write_text("x"))
+    assert line == f"error: Is a directory ({tmp_path}): name a file, not a folder"
+
+
 @pytest.mark.parametrize("name", [["share/x"], []])  # a file that is open already has none
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
 def test_a_lost_mount_is_one_line(capsys, code, name):

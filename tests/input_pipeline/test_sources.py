@@ -55,6 +55,13 @@ def test_groups_come_from_the_file_beside_the_class_folders(tmp_path):
     # The folders may be of any case, the file of an old Windows.
     (tmp_path / "Test/groups.csv").write_bytes(b"file,group\nreal/a.jpg,v\xe9\nFAKE\\a.jpg,v2\n")
     assert len(set(open_source(str(tmp_path), "Test").groups)) == 2
+    twice = "file,group\nReal/a.jpg,v1\nFake/a.jpg,v2\nReal/a.jpg,v3\n"
+    (tmp_path / "Test/groups.csv").write_text(twice)
+    with pytest.raises(UserError, match=r"groups.csv: Real/a.jpg is in the groups v1 and v3"):
+        _ = open_source(str(tmp_path), "Test").groups
+    (tmp_path / "Test/groups.csv").write_text(f'file,group\nReal/a.jpg,"{"v" * 200_000}\n')
+    with pytest.raises(UserError, match=r"groups.csv, after line 1: field larger than .* quotation mark"):
+        _ = open_source(str(tmp_path), "Test").groups
     (tmp_path / "Test/groups.csv").write_text("file,group\nReal/a.jpg,v1\n")
     with pytest.raises(UserError, match=r"groups.csv: no group for Fake/a.jpg"):
         _ = open_source(str(tmp_path), "Test").groups

@@ -9,11 +9,14 @@ import socket
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from input_pipeline import demo
 from input_pipeline.cli import UserError
+from input_pipeline.faces import FaceFinder
 from mnv4_jax import evaluate
 from mnv4_jax.detector.detector import Detector
 from mnv4_jax.measure import corruptions, metrics
@@ -387,3 +390,24 @@ def test_an_attack_on_one_class_is_one_line(run, portraits, tmp_path, monkeypatc
     arguments = [f"--checkpoint={run}", f"--data={tmp_path / 'only'}", f"--out={tmp_path / 'o'}"]
     with pytest.raises(UserError, match="--attack needs both classes, and there are only real"):
         evaluated(monkeypatch, *arguments, "--robustness=0", "--attack=1")
+
+
+def test_the_largest_face_is_scored_if_asked_for(monkeypatch, run, tmp_path):
+    finder, expected = FaceFinder(), []
+    for label, name in enumerate(("Fake", "Real")):
+        folder = tmp_path / "set/Test" / name
+        folder.mkdir(parents=True)
+        for i in range(2):
+            wall = np.full((300, 560, 3), 130, np.uint8)
+            wall[20:212, 20:212] = cv2.resize(demo.draw(7 + i, label)[0], (192, 192))
+            cv2.imwrite(str(folder / f"{i}.png"), wall[..., ::-1])
+            (face,) = finder(wall)
+            expected.append(Detector(run)([face.pixels])[0])
+    cv2.imwrite(str(folder / "wall.png"), wall[:, 250:])
+    arguments = [f"--checkpoint={run}", f"--data={tmp_path / 'set'}", "--robustness=0"]
+    numbers, _ = evaluated(monkeypatch, *arguments, "--faces", f"--out={tmp_path / 'faces'}")
+    assert (numbers["n"], numbers["unreadable"]) == (4, ["Test/Real/wall.png"])
+    loss = sk.log_loss([1, 1, 0, 0], expected)
+    assert numbers["log_loss"]["value"] == pytest.approx(loss, abs=1e-4)
+    numbers, _ = evaluated(monkeypatch, *arguments, f"--out={tmp_path / 'all'}")
+    assert numbers["n"] == 4 and numbers["log_loss"]["value"] != pytest.approx(loss, abs=1e-4)

@@ -229,6 +229,19 @@ def test_faces_are_found_cropped_and_judged_one_by_one(ask, run, tmp_path):
     assert "no face found" in lines[0]
 
 
+def test_a_files_name_neither_forges_a_line_nor_steers_the_terminal(ask, run, portraits, tmp_path):
+    good = (portraits / "Test/Real/01.jpg").read_bytes()
+    name = tmp_path / "a\n0.0001  real  b\x1b[31m.jpg"
+    name.write_bytes(good)
+    (tmp_path / "c\n\x07.jpg").write_bytes(b"")
+    status, lines, error = ask(f"--checkpoint={run}", tmp_path)
+    assert status == 1 and len(lines) == 1
+    assert lines[0].endswith(r"/a\n0.0001  real  b\x1b[31m.jpg")
+    assert rf"unreadable: {tmp_path}/c\n\x07.jpg: empty file" in error
+    _, lines, _ = ask(f"--checkpoint={run}", "--json", name)
+    assert json.loads(lines[0])["file"] == str(name)
+
+
 def test_the_library_takes_paths_bytes_and_arrays(run, portraits):
     detector = Detector(run)
     file = portraits / "Test" / "Real" / "01.jpg"
