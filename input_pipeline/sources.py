@@ -177,8 +177,8 @@ def _rows(rows: csv.DictReader, file: str) -> Iterator[dict[str, str]]:
         yield from rows
     except csv.Error as error:
         raise UserError(
-            f"{file}, after line {rows.line_num}: {error}; expected comma-separated values, perhaps a"
-            " quotation mark is missing"
+            f"{file}, after line {rows.line_num}: {error}; expected comma-separated values,"
+            " perhaps a quotation mark is missing"
         ) from None
 
 

@@ -60,7 +60,9 @@ def test_groups_come_from_the_file_beside_the_class_folders(tmp_path):
     with pytest.raises(UserError, match=r"groups.csv: Real/a.jpg is in the groups v1 and v3"):
         _ = open_source(str(tmp_path), "Test").groups
     (tmp_path / "Test/groups.csv").write_text(f'file,group\nReal/a.jpg,"{"v" * 200_000}\n')
-    with pytest.raises(UserError, match=r"groups.csv, after line 1: field larger than .* quotation mark"):
+    with pytest.raises(
+        UserError, match=r"groups.csv, after line 1: field larger than .* quotation mark"
+    ):
         _ = open_source(str(tmp_path), "Test").groups
     (tmp_path / "Test/groups.csv").write_text("file,group\nReal/a.jpg,v1\n")
     with pytest.raises(UserError, match=r"groups.csv: no group for Fake/a.jpg"):
