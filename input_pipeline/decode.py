@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError, features
 # Larger pictures are refused before they take memory. 128 Mi pixels are 400 MB as RGB, and more
 # than the 108 megapixels of today's phones.
 MAX_PIXELS = 2**27
+MAX_OTHER_PIXELS = MAX_PIXELS  # of other formats than JPEG; `serve`, which has little, sets less
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 HAS_AVIF = bool(features.check("avif"))  # from Pillow 11.3 on
@@ -65,15 +66,16 @@ def decode(data: bytes) -> np.ndarray:
         raise DecodeError(str(error) or type(error).__name__) from error
 
 
-def check_size(height: int, width: int) -> None:
-    """Raises DecodeError for a picture of more than MAX_PIXELS."""
-    if height * width > MAX_PIXELS:
-        raise DecodeError(f"{width}×{height} px are more than the {MAX_PIXELS:,} pixels allowed")
+def check_size(height: int, width: int, most: int | None = None) -> None:
+    """Raises DecodeError for a picture of more than `most` pixels; None: MAX_PIXELS."""
+    most = MAX_PIXELS if most is None else most
+    if height * width > most:
+        raise DecodeError(f"{width}×{height} px are more than the {most:,} pixels allowed")
 
 
 def _decode_other(data: bytes) -> np.ndarray:
     with _open(data) as image:
-        check_size(image.height, image.width)
+        check_size(image.height, image.width, min(MAX_PIXELS, MAX_OTHER_PIXELS))
         image.load()  # raises where the file is cut short
         # Read it after loading: loading already rotates some (TIFF) and then removes the tag.
         orientation = _orientation(image)

@@ -9,7 +9,7 @@ import importlib.metadata
 import socket
 import sys
 
-from input_pipeline import cli
+from input_pipeline import cli, decode
 from input_pipeline.cli import UserError
 from mnv4_jax.detector.detector import Detector
 from mnv4_jax.runtime import memory
@@ -30,13 +30,17 @@ def main() -> None:
         parser.error(f"--port={args.port}: must be from 0 to 65535")
     try:
         import uvicorn
+        from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
         from mnv4_jax.serving.app import Facts, make_app
+        from mnv4_jax.serving.connections import closing_slow
+        from mnv4_jax.serving.scorer import MOST_PX
     except ImportError as error:
         raise UserError(f"serve needs {error.name}: pip install -e '.[serve]'") from None
 
     listener = _listen(args.host, args.port)
     memory.keep_freed()
+    decode.MAX_OTHER_PIXELS = MOST_PX
     detector = Detector(args.checkpoint)
     packages = ("mnv4_jax", "jax", "fastapi")
     facts = Facts(
@@ -54,7 +58,7 @@ def main() -> None:
     print(f"http://{shown}:{port}/", flush=True)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=15,
-        limit_concurrency=200,
+        limit_concurrency=200, http=closing_slow(AutoHTTPProtocol, head_s=10),
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listener])
 

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from input_pipeline.decode import DecodeError
+from input_pipeline.faces import FaceFinder
 from mnv4_jax.detector.detector import Detector
 from mnv4_jax.serving.bodies import Bodies, Busy
 from mnv4_jax.serving.scorer import Scorer
@@ -54,7 +55,7 @@ def make_app(detector: Detector, facts: Facts, hosts: list[str]) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         nonlocal scorer
-        scorer = Scorer(detector, find_faces=facts.faces)
+        scorer = Scorer(detector, FaceFinder() if facts.faces else None)
         scorer.start()
         yield
         await scorer.stop()
@@ -86,6 +87,8 @@ def make_app(detector: Detector, facts: Facts, hosts: list[str]) -> FastAPI:
     async def predict(request: Request, threshold: float = 0.5) -> dict[str, Any]:
         """The answer for every face of the pictures in the body: one picture as it is, or several
         as multipart/form-data. `results` has the objects that `predict --json` prints."""
+        if not 0 <= threshold <= 1:  # nor nan
+            raise HTTPException(422, f"threshold={threshold}: must be from 0 to 1")
         results = []
         with seconds.time():
             async with bodies.files(request) as files:

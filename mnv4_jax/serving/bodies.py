@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import HTTPException, Request
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 MOST_BYTES = 32 * 2**20  # of one request
 MOST_HELD = 256 * 2**20  # bytes, of all requests being read or answered
@@ -48,6 +49,8 @@ class Bodies:
             except TimeoutError:
                 message = f"the body took more than {MOST_SECONDS} s"
                 raise HTTPException(408, message) from None
+            except ClientDisconnect:  # nobody reads this answer; unhandled it would be logged
+                raise HTTPException(400, "the body was broken off") from None
             yield await _pictures(request, bytes(body))
         finally:
             self._held -= len(body)
@@ -66,11 +69,14 @@ async def _pictures(request: Request, body: bytes) -> list[tuple[str, bytes]]:
     parser.spool_max_size = MOST_BYTES  # nothing is written to disk
     try:
         form = await parser.parse()
+    except UnicodeError:
+        raise HTTPException(422, "not a form: names that its charset does not decode") from None
     except (MultiPartException, KeyError) as error:
         text = getattr(error, "message", "no boundary")
         raise HTTPException(422, f"not a form of at most {MOST_FILES} files: {text}") from None
     files = [
-        (upload.filename or "picture", await upload.read())
+        # A charset like unicode_escape decodes to lone surrogates, which no answer can contain.
+        ((upload.filename or "picture").encode(errors="replace").decode(), await upload.read())
         for _, upload in form.multi_items()
         if not isinstance(upload, str)
     ]

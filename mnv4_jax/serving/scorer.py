@@ -2,11 +2,14 @@
 
 import asyncio
 import concurrent.futures
+import copy
+import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from input_pipeline import transforms
 from input_pipeline.decode import DecodeError, decode
 from input_pipeline.faces import FaceFinder
 from mnv4_jax.detector import explain
@@ -15,7 +18,10 @@ from mnv4_jax.detector.views import View, face_views
 from mnv4_jax.serving.bodies import Busy
 
 MOST_WAITING = 256  # pictures; further ones are refused
-_MOST_EXPLAINED = 4  # pictures at a time, each of which is in memory as pixels
+# Of other formats than JPEG. Decoding one picture takes at most 1 GiB: up to 31 bytes a pixel (WebP
+# with transparency), or 60 (PNG of 16 bits a channel); see docs/SECURITY.md.
+MOST_PX, _MOST_PX_16_BIT = 2**25, 2**24
+_MOST_EXPLAINED = 4  # pictures at a time; further ones are refused
 _BATCH = 16
 _WAIT_S = 0.005  # waiting time for more pictures, after the first one
 
@@ -26,18 +32,22 @@ class _Job(NamedTuple):
 
 
 class Scorer:
-    """One batch at a time: faces are found and scored in one thread, pictures decoded in others.
+    """One batch at a time, in one thread. It decodes one picture after another and keeps only what
+    the detector reads of each: two large ones together may not fit into memory.
 
     Args:
       detector: the detector.
-      find_faces: cut out the faces of photographs first, see `views.face_views`.
+      finder: cuts out the faces of photographs first, see `views.face_views`; None: score all of
+        a picture.
     """
 
-    def __init__(self, detector: Detector, *, find_faces: bool):
+    def __init__(self, detector: Detector, finder: FaceFinder | None):
         self._detector = detector
-        self._finder = FaceFinder() if find_faces else None
+        size = detector.transform.size
+        self._of_cut = copy.copy(detector)  # for views that are cut already
+        self._of_cut.transform = transforms.Transform(size, size, "native")
+        self._finder = finder
         self._waiting: asyncio.Queue[_Job] = asyncio.Queue(MOST_WAITING)
-        self._decoders = concurrent.futures.ThreadPoolExecutor(2, "decode")
         self._scoring = concurrent.futures.ThreadPoolExecutor(1, "score")
         self._task: asyncio.Task | None = None
         self._explaining = 0
@@ -54,7 +64,6 @@ class Scorer:
         """Stops; waiting pictures get no answer."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self._decoders.shutdown(wait=False, cancel_futures=True)
         self._scoring.shutdown(wait=False, cancel_futures=True)
 
     async def ask(self, pictures: Sequence[bytes]) -> list[list[dict[str, Any]] | DecodeError]:
@@ -91,12 +100,12 @@ class Scorer:
         loop = asyncio.get_running_loop()
         self._explaining += 1
         try:
-            pixels = await loop.run_in_executor(self._decoders, decode, data)
-            return await loop.run_in_executor(self._scoring, self._map, pixels, view)
+            return await loop.run_in_executor(self._scoring, self._map, data, view)
         finally:
             self._explaining -= 1
 
-    def _map(self, pixels: np.ndarray, number: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    def _map(self, data: bytes, number: int) -> tuple[np.ndarray, tuple[int, ...]]:
+        pixels = _decode(data)
         views = self._views(pixels) or [View(pixels)]
         if not 0 <= number < len(views):
             raise DecodeError(f"no face {number} in it, of {len(views)} from 0 on")
@@ -115,8 +124,7 @@ class Scorer:
             await asyncio.sleep(_WAIT_S)
             while len(jobs) < _BATCH and not self._waiting.empty():
                 jobs.append(self._waiting.get_nowait())
-            decoded = [loop.run_in_executor(self._decoders, decode, job.data) for job in jobs]
-            pictures = await asyncio.gather(*decoded, return_exceptions=True)
+            pictures = [job.data for job in jobs]
             try:
                 answers = await loop.run_in_executor(self._scoring, self._score, pictures)
             except Exception as error:  # only this batch is lost
@@ -134,20 +142,46 @@ class Scorer:
             return [View(pixels)]
         return face_views(pixels, self._finder, keep_crops=True)
 
-    def _score(self, pictures: list) -> list:
-        views = [[] if isinstance(p, BaseException) else self._views(p) for p in pictures]
-        answers = iter(self._detector.answers([v.pixels for vs in views for v in vs]))
+    def _cut(self, view: View) -> View:
+        """The view with a copy of what the detector reads of it: [S, S, 3], or less if refused."""
+        shorter = min(view.pixels.shape[:2])
+        if shorter < self._detector.least_px:  # as it is, so that the answer says how small
+            return view._replace(pixels=view.pixels[:shorter, :shorter].copy())
+        transform = self._detector.transform
+        seen = np.empty((transform.size, transform.size, 3), np.uint8)
+        transforms.evaluate(view.pixels, transform, seen)
+        return view._replace(pixels=seen)
+
+    def _read(self, data: bytes) -> list[View] | DecodeError:
+        try:
+            return [self._cut(view) for view in self._views(_decode(data))]
+        except DecodeError as error:
+            return error
+        except Exception as error:  # the face finder's; the batch's other pictures are answered
+            return DecodeError(type(error).__name__)
+
+    def _score(self, pictures: list[bytes]) -> list[list[dict[str, Any]] | DecodeError]:
+        read = [self._read(data) for data in pictures]
+        cut = [view.pixels for views in read if isinstance(views, list) for view in views]
+        answers = iter(self._of_cut.answers(cut))
         out = []
-        for picture, of_picture in zip(pictures, views, strict=True):
-            if isinstance(picture, DecodeError):
-                out.append(picture)
-            elif isinstance(picture, BaseException):
-                out.append(DecodeError(type(picture).__name__))
-            elif not of_picture:
+        for views in read:
+            if isinstance(views, DecodeError):
+                out.append(views)
+            elif not views:
                 out.append([{"p_fake": None, "reason": "no face found", "face": None}])
             else:
-                scored = ((view, next(answers)) for view in of_picture)
+                scored = ((view, next(answers)) for view in views)
                 out.append(
                     [{"p_fake": a.p_fake, "reason": a.reason, "face": v.box} for v, a in scored]
                 )
         return out
+
+
+def _decode(data: bytes) -> np.ndarray:
+    if data[:4] == b"\x89PNG" and data[24:25] == b"\x10":  # its header: size, bits a channel
+        width, height = struct.unpack(">II", data[16:24])
+        if width * height > _MOST_PX_16_BIT:
+            most = f"the {_MOST_PX_16_BIT:,} pixels of 16 bits allowed"
+            raise DecodeError(f"{width}×{height} px are more than {most}")
+    return decode(data)

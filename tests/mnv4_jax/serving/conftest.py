@@ -34,9 +34,15 @@ def serving(*flags: str):
 
 
 @pytest.fixture(scope="module")
-def server(run):
+def started(run):
+    """(address, process) of a server."""
     pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
     pytest.importorskip("httpx", reason="the extra `serve` is not installed")
     with serving(f"--checkpoint={run}") as (address, process):
-        yield address
+        yield address, process
         assert process.poll() is None  # it survived all that was sent
+
+
+@pytest.fixture(scope="module")
+def server(started):
+    return started[0]

@@ -6,6 +6,8 @@ import concurrent.futures
 import contextlib
 import io
 import json
+import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -23,8 +25,13 @@ from tests.processes import ROOT
 
 httpx = pytest.importorskip("httpx", reason="the extra `serve` or `browser` is not installed")
 pytest.importorskip("fastapi", reason="the extra `serve` or `browser` is not installed")
+import uvicorn  # noqa: E402
+from uvicorn.protocols.http.auto import AutoHTTPProtocol  # noqa: E402
+
 from mnv4_jax.serving import bodies  # noqa: E402
 from mnv4_jax.serving.app import Facts, make_app  # noqa: E402
+from mnv4_jax.serving.connections import closing_slow  # noqa: E402
+from mnv4_jax.serving.scorer import Scorer  # noqa: E402
 
 pytestmark = pytest.mark.serve
 
@@ -63,6 +70,36 @@ def test_a_threshold_moves_the_label_alone(client, files):
     high = client.post("v1/predict", params={"threshold": 1}, content=data).json()["results"][0]
     assert (low["label"], high["label"]) == ("fake", "real")
     assert low["p_fake"] == high["p_fake"]
+
+
+@pytest.mark.parametrize("threshold", ["nan", "inf", "-0.1", "1.1"])
+def test_a_threshold_that_is_no_share_is_one_line(client, files, threshold):
+    data = files[0].read_bytes()
+    response = client.post("v1/predict", params={"threshold": threshold}, content=data)
+    assert response.status_code == 422
+    assert response.json()["detail"] == f"threshold={threshold}: must be from 0 to 1"
+
+
+def form_of(charset, name, data):
+    """(body, headers) of a form that names its charset, as no browser does."""
+    disposition = f'Content-Disposition: form-data; name="picture"; filename="{name}"'
+    body = f"--x\r\n{disposition}\r\n\r\n".encode() + data + b"\r\n--x--\r\n"
+    return body, {"content-type": f"multipart/form-data; charset={charset}; boundary=x"}
+
+
+def test_a_name_of_half_a_character_is_answered_without_it(client, files):
+    body, headers = form_of("unicode_escape", r"a\ud800.jpg", files[0].read_bytes())
+    response = client.post("v1/predict", content=body, headers=headers)
+    assert response.status_code == 200
+    (result,) = response.json()["results"]
+    assert result["file"] == "a?.jpg" and result["p_fake"] is not None
+
+
+@pytest.mark.parametrize("charset", ["undefined", "punycode"])
+def test_a_charset_that_decodes_no_name_is_refused(client, charset):
+    body, headers = form_of(charset, "a..b", b"x")
+    response = client.post("v1/predict", content=body, headers=headers)
+    assert response.status_code == 422 and "charset" in response.json()["detail"]
 
 
 def test_an_unreadable_picture_does_not_cost_the_others(client, files):
@@ -107,6 +144,54 @@ def test_odd_pictures_get_one_clear_answer(client, data, answer):
     else:
         assert result["p_fake"] is None
         assert answer in (result.get("error") or result["reason"])
+
+
+def plain(mode, side, format="PNG"):
+    return encoded(Image.new(mode, (side, side)), format)
+
+
+@pytest.mark.parametrize(
+    ("data", "most"),
+    [
+        (plain("1", 6000), "33,554,432 pixels"),
+        (plain("I;16", 4200), "16,777,216 pixels of 16 bits"),
+    ],
+    ids=["large", "16 bits"],
+)
+def test_a_picture_too_large_to_decode_is_refused(client, data, most):
+    (result,) = ask(client, data).json()["results"]
+    assert f"px are more than the {most} allowed" in result["error"]
+
+
+def test_large_pictures_are_decoded_one_at_a_time(client, started):
+    _, process = started
+    peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) // 1024  # noqa: E731
+    status = pathlib.Path(f"/proc/{process.pid}/status")
+    large = plain("RGB", 5000, "JPEG")  # 72 MiB as pixels
+    client.post("v1/predict", files=[("picture", ("large.jpg", large))])
+    one = peak()
+    results = client.post("v1/predict", files=[("picture", ("large.jpg", large))] * 8).json()
+    assert [r["reason"] for r in results["results"]] == ["one colour only"] * 8
+    assert peak() - one < 72  # MiB
+
+
+def test_a_failing_face_finder_costs_one_picture(run, files):
+    def finder(pixels):
+        if not pixels.any():
+            raise ValueError("black")
+        return []
+
+    async def score():
+        scorer = Scorer(Detector(run), finder)
+        scorer.start()
+        try:
+            return await scorer.ask([plain("RGB", 80), files[0].read_bytes()])
+        finally:
+            await scorer.stop()
+
+    failed, answered = asyncio.run(score())
+    assert str(failed) == "ValueError"
+    assert answered == [{"p_fake": None, "reason": "no face found", "face": None}]
 
 
 def test_too_much_is_refused_before_it_is_read(client, server):
@@ -211,6 +296,55 @@ def test_bodies_that_wait_have_a_limit_together(held, files, monkeypatch):
     assert [response.status_code for response in first] == [503]
     assert first[0].headers["retry-after"] == "1"
     assert sorted(response.status_code for response in responses) == [200, 200, 503]
+
+
+@contextlib.contextmanager
+def listening(app, **options):
+    """A function that connects to `app` on loopback; the server has ended when the block has."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, **options))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield lambda: socket.create_connection(listener.getsockname(), timeout=30)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def test_an_upload_that_is_broken_off_is_not_logged(run, caplog):
+    app = make_app(
+        Detector(run), Facts(("fake", "real"), {}, 64, False, {"mnv4_jax": "0"}, ""), ["*"]
+    )
+    with listening(app) as connect, connect() as client:
+        head = b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n"
+        client.sendall(head + b"Content-Length: 9\r\n\r\n")
+        assert b"100 Continue" in client.recv(100)  # the body is being read
+    assert caplog.text == ""
+
+
+def test_a_connection_without_a_request_is_closed_and_a_slow_answer_is_not():
+    may_answer = threading.Event()
+
+    async def app(scope, receive, send):
+        assert scope["type"] == "http"
+        assert await asyncio.to_thread(may_answer.wait, 30)
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    protocol = closing_slow(AutoHTTPProtocol, head_s=0.2)
+    with listening(app, http=protocol, lifespan="off") as connect, connect() as asking:
+        asking.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        with connect() as silent, connect() as slow:
+            slow.sendall(b"GET / HTTP/1.1\r\n")
+            assert silent.recv(1) == slow.recv(1) == b""
+        may_answer.set()
+        assert asking.recv(1000).startswith(b"HTTP/1.1 204")
+        asking.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert asking.recv(1000).startswith(b"HTTP/1.1 204")
+        asking.sendall(b"GET /")
+        assert asking.recv(1) == b""
 
 
 def test_what_is_measured_and_described(client, run):
