@@ -4,6 +4,7 @@ It is here because `input_pipeline` imports nothing of `mnv4_jax` and has comman
 """
 
 import argparse
+import codecs
 import contextlib
 import errno
 import gc
@@ -52,6 +53,20 @@ def escaped(text: str) -> str:
     return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
+def _raw_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """File names need not be UTF-8: their bytes are written as they are, so that other programs
+    find the file. What an ASCII terminal cannot show is escaped."""
+    error.end = error.start + 1  # one character at a time
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
+
+
+_RAW_OR_ESCAPED = "raw_or_escaped"
+codecs.register_error(_RAW_OR_ESCAPED, _raw_or_escaped)
+
+
 def _say(line: str) -> None:
     """Writes the line at once: `print` writes it and its newline separately, and other threads may
     write between."""
@@ -65,7 +80,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     # the time to the first loss.
     gc.set_threshold(100_000)
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed, as by >&-
-        stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
+        stream.reconfigure(errors=_RAW_OR_ESCAPED)
     try:
         status = main() or 0
     except UserError as error:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from mnv4_jax.models.layers import LayerScale, Linear, attention, drop_path, dropout
-from mnv4_jax.ops.conv import dot
+from mnv4_jax.ops.conv import matmul
 
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -197,7 +197,7 @@ class Projection(nnx.Module):
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(
             batch, height // patch, columns // patch, patch * patch * inputs
         )
-        x = dot(x, self.kernel[...].reshape(-1, width).astype(x.dtype))
+        x = matmul(x, self.kernel[...].reshape(-1, width).astype(x.dtype))
         return x + self.bias[...].astype(x.dtype) if self.has_bias else x
 
 
@@ -260,7 +260,7 @@ class Dense(nnx.Module):
         self.bias = nnx.Param(np.zeros(outputs, dtype))
 
     def __call__(self, x):
-        return dot(x, self.kernel[...].astype(x.dtype)) + self.bias[...].astype(x.dtype)
+        return matmul(x, self.kernel[...].astype(x.dtype)) + self.bias[...].astype(x.dtype)
 
 
 class Classifier(Linear):

@@ -78,11 +78,11 @@ def conv2d(x, kernel, *, stride: int = 1, padding: int | None = None, groups: in
             return _depthwise(x, kernel[:, :, 0], stride, padding)
     elif kh == kw == 1 and padding == 0:
         if form.pointwise == "dot":
-            return dot(x[:, ::stride, ::stride], kernel[0, 0])
+            return _dot(x[:, ::stride, ::stride], kernel[0, 0])
     elif form.dense == "kernel":
         return kernels.dense(x, kernel, stride, padding)
     elif form.dense == "patches":
-        return dot(_patches(x, (kh, kw), stride, padding), kernel.reshape(-1, features))
+        return _dot(_patches(x, (kh, kw), stride, padding), kernel.reshape(-1, features))
     return reference(x, kernel, stride=stride, padding=padding, groups=groups)
 
 
@@ -189,7 +189,12 @@ def _patches(x, k, stride, padding):
     return jnp.concatenate([w for _, _, w in _windows(x, k, stride, padding)], axis=-1)
 
 
-def dot(x, matrix):
+def matmul(x, matrix):
+    """x [..., K] times [K, N] -> [..., N], in the form that is fast on this backend."""
+    return _dot(x, matrix) if form_for(x.dtype).pointwise == "dot" else x @ matrix
+
+
+def _dot(x, matrix):
     """x [..., K] times [K, N] -> [..., N], over flat rows.
 
     If the product sums over several axes, XLA:CPU first copies the gradient into a transposed

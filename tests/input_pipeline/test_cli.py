@@ -66,26 +66,26 @@ def test_an_error_that_is_not_of_the_file_system_keeps_its_traceback():
         cli.run(lambda: Image.open(io.BytesIO(b"no picture")))
 
 
-def test_a_name_that_is_not_utf8_can_be_printed_to_strict_streams():
+@pytest.mark.parametrize(("encoding", "times"), [("utf-8", "×".encode()), ("ascii", rb"\xd7")])
+def test_a_name_that_is_not_utf8_can_be_printed_to_strict_streams(encoding, times):
     script = (
         "import sys\n"
         "from input_pipeline import cli\n"
         "sys.stderr.reconfigure(errors='strict')\n"
         "def main():\n"
-        "    print('\\udcff')\n"
+        "    print('\\udcff\xd7')\n"
         "    raise cli.UserError('\\udcff: no such folder')\n"
         "cli.run(main)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        env={**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"},
         capture_output=True,
-        text=True,
         timeout=120,
     )
     said = (done.returncode, done.stdout, done.stderr)
-    assert said == (2, "\\udcff\n", "error: \\udcff: no such folder\n")
+    assert said == (2, b"\xff" + times + b"\n", b"error: \xff: no such folder\n")
 
 
 def test_ctrl_c_is_one_line_and_status_130():
