@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import math
+import os
 
 import jax
 import numpy as np
@@ -47,6 +48,10 @@ def run(config: ConfigDict, workdir: str) -> int:
       UserError: any error that the user can fix.
     """
     workdir = epath.Path(workdir).expanduser().absolute()
+    try:
+        os.fspath(workdir).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--workdir={workdir}: is not UTF-8, which checkpoints need") from None
     workdir.mkdir(parents=True, exist_ok=True)
     # Process 0 holds the workdir for all processes of this run.
     alone = workdir_lock.hold(workdir) if jax.process_index() == 0 else contextlib.nullcontext()

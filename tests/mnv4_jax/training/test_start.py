@@ -70,6 +70,12 @@ def test_a_run_that_trains_some_parameters_goes_on_from_its_checkpoint(picture_f
         loop.run(config, str(tmp_path))
 
 
+def test_a_workdir_that_is_not_utf8_is_refused(picture_folder, tmp_path):
+    with pytest.raises(UserError, match=r"is not UTF-8, which checkpoints need"):
+        loop.run(config_for(picture_folder), f"{tmp_path}/\udcff")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_field_that_is_newer_than_the_run_had_its_default(picture_folder, tmp_path, capsys):
     assert loop.run(config_for(picture_folder, **{"train.steps": 2}), str(tmp_path)) == 0
     older = saved.load(tmp_path).meta["config"]
