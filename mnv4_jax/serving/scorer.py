@@ -19,7 +19,7 @@ from mnv4_jax.serving.bodies import Busy
 
 MOST_WAITING = 256  # pictures; further ones are refused
 # Of other formats than JPEG. Decoding one picture takes at most 1 GiB: up to 31 bytes a pixel (WebP
-# with transparency), or 60 (PNG of 16 bits a channel); see docs/SECURITY.md.
+# with transparency), or 60 (PNG of 16 bits a channel); docs/DEPLOY.md has the sum.
 MOST_PX, _MOST_PX_16_BIT = 2**25, 2**24
 _MOST_EXPLAINED = 4  # pictures at a time; further ones are refused
 _BATCH = 16
