@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import io
 import struct
+import warnings
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image, UnidentifiedImageError, features
 MAX_PIXELS = 2**27
 MAX_OTHER_PIXELS = MAX_PIXELS  # of other formats than JPEG; `serve`, which has little, sets less
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `check_size` says it
 
 HAS_AVIF = bool(features.check("avif"))  # from Pillow 11.3 on
 HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None  # extra `heif`
