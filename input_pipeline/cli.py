@@ -53,6 +53,11 @@ def escaped(text: str) -> str:
     return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
+def printable(name: str) -> str:
+    """`name` as text that can be written anywhere: file names need not be UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def _raw_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
     """File names need not be UTF-8: their bytes are written as they are, so that other programs
     find the file. What an ASCII terminal cannot show is escaped."""

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import struct
 import warnings
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,7 +18,6 @@ from PIL import Image, UnidentifiedImageError, features
 # Larger pictures are refused before they take memory. 128 Mi pixels are 400 MB as RGB, and more
 # than the 108 megapixels of today's phones.
 MAX_PIXELS = 2**27
-MAX_OTHER_PIXELS = MAX_PIXELS  # of other formats than JPEG; `serve`, which has little, sets less
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `check_size` says it
 
@@ -34,7 +34,18 @@ class DecodeError(Exception):
     """A picture cannot be decoded completely. The message is the reason without the file's name."""
 
 
-def decode(data: bytes) -> np.ndarray:
+class Limits(NamedTuple):
+    """The most pixels of a picture, by the memory that decoding one takes."""
+
+    jpeg: int = MAX_PIXELS  # 3 bytes each
+    other: int = MAX_PIXELS  # up to 31 (WebP with transparency)
+    png_16_bit: int = MAX_PIXELS  # up to 60
+
+
+_DEFAULT = Limits()
+
+
+def decode(data: bytes, limits: Limits = _DEFAULT) -> np.ndarray:
     """Decodes one picture.
 
     Applies the EXIF orientation. Grey, palette and CMYK become RGB; 16 bits per channel are scaled
@@ -44,22 +55,23 @@ def decode(data: bytes) -> np.ndarray:
     Args:
         data: the content of a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file, or of a HEIC file where
             pillow-heif is installed; the file's name does not matter.
+        limits: larger pictures are refused before they take memory.
 
     Returns:
         [H, W, 3] uint8, RGB.
 
     Raises:
         DecodeError: not a picture, damaged or cut short (a half-grey picture is never returned), or
-            larger than MAX_PIXELS.
+            larger than its limit.
     """
     try:
         if data[:3] == b"\xff\xd8\xff":
             height, width, components, has_exif = _jpeg_header(data)
-            check_size(height, width)
+            check_size(height, width, limits.jpeg)
             if components in (1, 3):  # Pillow decodes CMYK, and files with an unknown header
                 pixels = simplejpeg.decode_jpeg(data)
                 return _upright(pixels, data) if has_exif else pixels
-        return _decode_other(data)
+        return _decode_other(data, limits)
     except DecodeError:
         raise
     except UnidentifiedImageError as error:  # its message names an object in memory
@@ -68,20 +80,20 @@ def decode(data: bytes) -> np.ndarray:
         raise DecodeError(str(error) or type(error).__name__) from error
 
 
-def check_size(height: int, width: int, most: int | None = None) -> None:
-    """Raises DecodeError for a picture of more than `most` pixels; None: MAX_PIXELS."""
-    most = MAX_PIXELS if most is None else most
+def check_size(height: int, width: int, most: int = MAX_PIXELS) -> None:
+    """Raises DecodeError for a picture of more than `most` pixels."""
     if height * width > most:
         raise DecodeError(f"{width}×{height} px are more than the {most:,} pixels allowed")
 
 
-def _decode_other(data: bytes) -> np.ndarray:
+def _decode_other(data: bytes, limits: Limits) -> np.ndarray:
     with _open(data) as image:
-        check_size(image.height, image.width, min(MAX_PIXELS, MAX_OTHER_PIXELS))
+        wide = image.format == "PNG" and data[24] == 16  # bit depth, in the IHDR chunk
+        check_size(image.height, image.width, limits.png_16_bit if wide else limits.other)
         image.load()  # raises where the file is cut short
         # Read it after loading: loading already rotates some (TIFF) and then removes the tag.
         orientation = _orientation(image)
-        if image.format == "PNG" and data[24] == 16:  # bit depth, in the IHDR chunk
+        if wide:
             return _rotate(_decode_png16(data), orientation)
         return _rotate(to_rgb(image), orientation)
 

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from input_pipeline import cores, engine, mixtures
-from input_pipeline.cli import ArgumentParser, UserError, run
+from input_pipeline.cli import ArgumentParser, UserError, printable, run
 from input_pipeline.prepared import builder, crops, distributed, leak_report, leaks
 from input_pipeline.sources import (
     LAYOUT,
@@ -36,7 +36,6 @@ from input_pipeline.sources import (
     describe,
     has_split,
     open_source,
-    printable,
 )
 
 _HERE = "this machine"  # --ray without an address

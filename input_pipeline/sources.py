@@ -56,11 +56,6 @@ class Source(Protocol):
         ...
 
 
-def printable(name: str) -> str:
-    """`name` as text that can be written anywhere: file names need not be UTF-8."""
-    return name.encode(errors="backslashreplace").decode()
-
-
 class FileSource:
     """Pictures given by their paths, in the order given."""
 

@@ -9,7 +9,7 @@ import importlib.metadata
 import socket
 import sys
 
-from input_pipeline import cli, decode
+from input_pipeline import cli
 from input_pipeline.cli import UserError
 from mnv4_jax.detector.detector import Detector
 from mnv4_jax.runtime import memory
@@ -34,13 +34,11 @@ def main() -> None:
 
         from mnv4_jax.serving.app import Facts, make_app
         from mnv4_jax.serving.connections import closing_slow
-        from mnv4_jax.serving.scorer import MOST_PX
     except ImportError as error:
         raise UserError(f"serve needs {error.name}: pip install -e '.[serve]'") from None
 
     listener = _listen(args.host, args.port)
     memory.keep_freed()
-    decode.MAX_OTHER_PIXELS = MOST_PX
     detector = Detector(args.checkpoint)
     packages = ("mnv4_jax", "jax", "fastapi")
     facts = Facts(

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 from PIL import Image
 
+from input_pipeline.cli import printable
 from input_pipeline.decode import DecodeError
 from input_pipeline.faces import FaceFinder, largest
-from input_pipeline.sources import CLASSES, Source, in_class, printable
+from input_pipeline.sources import CLASSES, Source, in_class
 
 SIDE_PX = 160
 _QUALITY = 90

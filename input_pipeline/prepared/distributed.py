@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from input_pipeline import engine
+from input_pipeline.cli import printable
 from input_pipeline.prepared import banding, builder, leaks
-from input_pipeline.sources import FileSource, Source, printable
+from input_pipeline.sources import FileSource, Source
 
 SCRATCH = ".fingerprints"
 _CHUNK = 256  # pictures in a task

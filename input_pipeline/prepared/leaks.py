@@ -18,8 +18,9 @@ import imagehash
 import numpy as np
 from PIL import Image
 
+from input_pipeline.cli import printable
 from input_pipeline.decode import DecodeError, decode
-from input_pipeline.sources import Source, printable
+from input_pipeline.sources import Source
 
 # Chosen by looking at pairs of two real sets (DFDC crops, FFHQ): above 0.97 nearly all show one
 # scene; around 0.95 some show the same person at another time. A doubtful pair counts as a copy: a

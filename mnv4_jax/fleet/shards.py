@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from input_pipeline.sources import printable
+from input_pipeline.cli import printable
 from mnv4_jax.fleet.inputs import Entry
 from mnv4_jax.fleet.store import Store
 

@@ -55,20 +55,16 @@ class BatchNorm(nnx.Module):
     def __call__(self, x, *, train: bool):
         """[B, H, W, C] -> the same; with `train` it also updates the running statistics."""
         y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        scale, bias = self.scale[...].astype(y.dtype), self.bias[...].astype(y.dtype)
         if train:
-            # Moments of y itself: XLA:CPU would write y - mean, or y minus any estimate of it, to
-            # memory, and that was an eighth of the whole step.
+            y, mean, var = norm.batch_norm(y, scale, bias, self.EPS)
             n = x.size // x.shape[-1]
-            total, squares = norm.moments(y)
-            mean = total / n
-            var = squares / n - jnp.square(mean)
-            var = jnp.maximum(var, 0)  # rounding may make a constant channel negative
             self._move(self.mean, mean)
             self._move(self.var, var * (n / max(n - 1, 1)))
         else:
-            mean, var = self.mean[...], self.var[...]
-        factor = self.scale[...] * jax.lax.rsqrt(var + self.EPS)
-        return norm.affine(y, factor, self.bias[...] - mean * factor).astype(x.dtype)
+            factor = scale * jax.lax.rsqrt(self.var[...] + self.EPS)
+            y = y * factor + (bias - self.mean[...] * factor)
+        return y.astype(x.dtype)
 
     def _move(self, running, value):
         value = jax.lax.stop_gradient(value).astype(running[...].dtype)

@@ -1,5 +1,5 @@
 // For XLA:CPU, float32, NHWC: the convolutions that `conv.py` describes, each with its two gradients,
-// and the sums of `norm.py`.
+// the sums of `norm.py` and the copies of `split.py`.
 //
 // XLA:CPU has no fast form of a depthwise or of a small dense convolution. Channels are the vector
 // lanes here; GCC's vector extensions compile to the vector instructions of the machine. One thread
@@ -305,11 +305,11 @@ ffi::Error dense_dk(ffi::ThreadPool pool, Array x, Array dy, int64_t stride, int
   return ffi::Error::Success();
 }
 
-// --- a, b [rows, c] -> [2, c]: the sums of a and of a * b over the rows
+// --- a, b [rows, c] -> [c] each: the sums of a and of a * b over the rows
 
-ffi::Error sums(ffi::ThreadPool pool, Array a, Array b, Result result) {
+ffi::Error sums(ffi::ThreadPool pool, Array a, Array b, Result of_a, Result of_products) {
   constexpr int64_t kRows = 1024, kTogether = 8;  // rows of a task; of them, in registers at once
-  const int64_t c = result->dimensions()[1], rows = a.element_count() / c;
+  const int64_t c = of_a->element_count(), rows = a.element_count() / c;
   const int64_t parts = (rows + kRows - 1) / kRows;
   std::vector<float> partial(parts * 2 * c, 0.f);
   parallel_for(pool, parts, [&](int64_t part) {
@@ -330,15 +330,51 @@ ffi::Error sums(ffi::ThreadPool pool, Array a, Array b, Result result) {
       });
     }
   });
-  std::fill_n(result->typed_data(), 2 * c, 0.f);
-  for (int64_t part = 0; part < parts; ++part)
-    for (int64_t i = 0; i < 2 * c; ++i) result->typed_data()[i] += partial[part * 2 * c + i];
+  std::fill_n(of_a->typed_data(), c, 0.f);
+  std::fill_n(of_products->typed_data(), c, 0.f);
+  for (const float* sum = partial.data(); sum < partial.data() + partial.size(); sum += 2 * c)
+    for (int64_t i = 0; i < c; ++i) {
+      of_a->typed_data()[i] += sum[i];
+      of_products->typed_data()[i] += sum[c + i];
+    }
   return ffi::Error::Success();
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     mnv4_sums, sums,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>().Ret<Array>());
+    ffi::Ffi::Bind()
+        .Ctx<ffi::ThreadPool>()
+        .Arg<Array>()
+        .Arg<Array>()
+        .Ret<Array>()
+        .Ret<Array>());
+
+// --- a vector [N] -> its parts, one after the other, each in the shape of its result
+
+ffi::Error split(ffi::ThreadPool pool, Array vector, ffi::RemainingRets parts) {
+  struct Part {
+    const float* from;
+    Result to;
+  };
+  std::vector<Part> copies;
+  const float* from = vector.typed_data();
+  for (size_t i = 0; i < parts.size(); ++i) {
+    auto to = parts.get<Array>(i);
+    if (to.has_error()) return to.error();
+    copies.push_back({from, *to});
+    from += (*to)->element_count();
+  }
+  if (from > vector.typed_data() + vector.element_count())
+    return ffi::Error::InvalidArgument("split: the parts are longer than the vector");
+  parallel_for(pool, copies.size(), [&](int64_t i) {
+    std::copy_n(copies[i].from, copies[i].to->element_count(), copies[i].to->typed_data());
+  });
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    mnv4_split, split,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().RemainingRets());
 
 #define HANDLER(name)                                                                       \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(mnv4_##name, name,                                          \

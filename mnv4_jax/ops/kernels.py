@@ -19,7 +19,8 @@ import numpy as np
 from input_pipeline import compiled
 
 _SOURCE = pathlib.Path(__file__).with_name("kernels.cc")
-_NAMES = ("depthwise", "depthwise_dx", "depthwise_dk", "dense", "dense_dx", "dense_dk", "sums")
+_CONVOLUTIONS = ("depthwise", "depthwise_dx", "depthwise_dk", "dense", "dense_dx", "dense_dk")
+_NAMES = (*_CONVOLUTIONS, "sums", "split")
 
 
 def prepare() -> None:
@@ -101,6 +102,11 @@ dense.defvjp(lambda x, k, stride, pad: (dense(x, k, stride, pad), (x, k)), _dens
 
 def sums(a, b):
     """a, b [..., C] float32 -> (sum of a, sum of a * b) over all axes but channels, [C] each."""
-    result = jax.ShapeDtypeStruct((2, a.shape[-1]), np.float32)
-    both = jax.ffi.ffi_call("mnv4_sums", result, vmap_method="sequential")(a, b)
-    return both[0], both[1]
+    results = [jax.ShapeDtypeStruct(a.shape[-1:], np.float32)] * 2
+    return tuple(jax.ffi.ffi_call("mnv4_sums", results, vmap_method="sequential")(a, b))
+
+
+def split(vector, shapes: list[tuple[int, ...]]) -> list[jax.Array]:
+    """vector [N] float32 -> its parts, one after the other, in the given shapes."""
+    results = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+    return jax.ffi.ffi_call("mnv4_split", results, vmap_method="sequential")(vector)

@@ -10,6 +10,7 @@ from input_pipeline import cache
 from mnv4_jax.runtime.line_file import in_bucket
 
 _MAX_BYTES = 1 << 30
+_MIN_COMPILE_S = 0.05  # reading a small program takes 0.01 s
 
 
 def enable() -> None:
@@ -21,6 +22,8 @@ def enable() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache.root() / "xla"))
     if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
         jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_S)
     folder = jax.config.jax_compilation_cache_dir
     if not in_bucket(folder) and (why := cache.why_not_writable(folder)):
         # Otherwise JAX would warn at every program that it compiles.

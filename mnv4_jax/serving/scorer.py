@@ -3,14 +3,13 @@
 import asyncio
 import concurrent.futures
 import copy
-import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from input_pipeline import transforms
-from input_pipeline.decode import DecodeError, decode
+from input_pipeline.decode import DecodeError, Limits, decode
 from input_pipeline.faces import FaceFinder
 from mnv4_jax.detector import explain
 from mnv4_jax.detector.detector import Detector, Pictures
@@ -18,9 +17,8 @@ from mnv4_jax.detector.views import View, face_views
 from mnv4_jax.serving.bodies import Busy
 
 MOST_WAITING = 256  # pictures; further ones are refused
-# Of other formats than JPEG. Decoding one picture takes at most 1 GiB: up to 31 bytes a pixel (WebP
-# with transparency), or 60 (PNG of 16 bits a channel); docs/DEPLOY.md has the sum.
-MOST_PX, _MOST_PX_16_BIT = 2**25, 2**24
+# So decoding one picture takes at most 1 GiB; docs/DEPLOY.md has the sum.
+LIMITS = Limits(other=2**25, png_16_bit=2**24)
 _MOST_EXPLAINED = 4  # pictures at a time; further ones are refused
 _BATCH = 16
 _WAIT_S = 0.005  # waiting time for more pictures, after the first one
@@ -105,7 +103,7 @@ class Scorer:
             self._explaining -= 1
 
     def _map(self, data: bytes, number: int) -> tuple[np.ndarray, tuple[int, ...]]:
-        pixels = _decode(data)
+        pixels = decode(data, LIMITS)
         views = self._views(pixels) or [View(pixels)]
         if not 0 <= number < len(views):
             raise DecodeError(f"no face {number} in it, of {len(views)} from 0 on")
@@ -154,7 +152,7 @@ class Scorer:
 
     def _read(self, data: bytes) -> list[View] | DecodeError:
         try:
-            return [self._cut(view) for view in self._views(_decode(data))]
+            return [self._cut(view) for view in self._views(decode(data, LIMITS))]
         except DecodeError as error:
             return error
         except Exception as error:  # the face finder's; the batch's other pictures are answered
@@ -176,12 +174,3 @@ class Scorer:
                     [{"p_fake": a.p_fake, "reason": a.reason, "face": v.box} for v, a in scored]
                 )
         return out
-
-
-def _decode(data: bytes) -> np.ndarray:
-    if data[:4] == b"\x89PNG" and data[24:25] == b"\x10":  # its header: size, bits a channel
-        width, height = struct.unpack(">II", data[16:24])
-        if width * height > _MOST_PX_16_BIT:
-            most = f"the {_MOST_PX_16_BIT:,} pixels of 16 bits allowed"
-            raise DecodeError(f"{width}×{height} px are more than {most}")
-    return decode(data)

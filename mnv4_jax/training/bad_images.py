@@ -5,8 +5,7 @@ import threading
 import jax
 from etils import epath
 
-from input_pipeline.cli import UserError
-from input_pipeline.sources import printable
+from input_pipeline.cli import UserError, printable
 from mnv4_jax.runtime import line_file
 
 _ALWAYS_ALLOWED = 5  # damaged pictures: in a small set a single one can exceed 1%

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mnv4_jax.ops.split import split
 from mnv4_jax.training.optimizer import FROZEN
 from mnv4_jax.training.state import TrainState
 
@@ -68,16 +69,21 @@ class Packing:
         return {group: vectors[group] for group in sorted(self.groups)}
 
     def _take(self, part: str, vectors: dict[str, jax.Array]) -> Any:
-        taken = dict.fromkeys(vectors, 0)
-
-        def take(like, label):
-            if label not in taken:
-                return None
-            start = taken[label]
-            taken[label] += like.size
-            return jax.lax.slice(vectors[label], (start,), (taken[label],)).reshape(like.shape)
-
-        return jax.tree.map(take, self.like[part], self._labels[part])
+        """The arrays of one part, None where `vectors` lacks their group."""
+        likes, structure = jax.tree.flatten(self.like[part])
+        labels = jax.tree.leaves(self._labels[part])
+        arrays = {
+            label: iter(
+                split(
+                    vectors[label],
+                    [x.shape for x, its in zip(likes, labels, strict=True) if its == label],
+                )
+            )
+            for label in sorted(vectors.keys() & set(labels))
+        }
+        return structure.unflatten(
+            next(arrays[label]) if label in arrays else None for label in labels
+        )
 
     def pack_state(self, state: TrainState) -> TrainState:
         """Packs a state by name into the form that the step takes. Pure."""

@@ -239,6 +239,18 @@ FAULTS = [
         ("dropout without its scale", "x.shape), x / (1 - rate), 0)", "x.shape), x, 0)", LAYERS),
     ),
     *_of(
+        "mnv4_jax/ops/norm.py",
+        ("a gradient as if the variance were constant", "dy * factor + y * slope - (factor * d_bias / n + slope * mean)", "dy * factor - factor * d_bias / n", "tests/mnv4_jax/ops/test_norm.py"),
+    ),
+    *_of(
+        "mnv4_jax/ops/split.py",
+        ("parts that overlap", "        start = end\n", "", "tests/mnv4_jax/ops/test_split.py"),
+    ),
+    *_of(
+        "mnv4_jax/training/packing.py",
+        ("a program that depends on the order of a set", "in sorted(vectors.keys() & set(labels))", "in vectors.keys() & set(labels)", STEP),
+    ),
+    *_of(
         "mnv4_jax/models/gabor.py",
         ("taps with a mean", "    kernels = kernels - jnp.mean(kernels, axis=(0, 1))\n", "", GABOR),
         ("zeros outside", "((0, 0), (pad, pad), (pad, pad), (0, 0)), mode=\"reflect\")", "((0, 0), (pad, pad), (pad, pad), (0, 0)))", GABOR),

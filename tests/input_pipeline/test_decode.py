@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
 from input_pipeline import decode as decode_lib
-from input_pipeline.decode import DecodeError, decode
+from input_pipeline.decode import DecodeError, Limits, decode
 from tests.pictures import encoded, smooth
 
 PIXELS = smooth(48, 64)
@@ -139,14 +139,13 @@ def test_bytes_between_the_segments_of_a_jpeg_are_pillows_to_skip():
         _close(decode(odd), np.asarray(image), tolerance=0)
 
 
-def test_a_size_that_another_decoder_would_not_find_is_not_believed(monkeypatch):
+def test_a_size_that_another_decoder_would_not_find_is_not_believed():
     """After a marker without length, libjpeg reads on at once: a length there is a trap."""
     data = encoded(smooth(400, 400))
     small = b"\xff\xc0\x00\x11\x08\x00\x10\x00\x10\x03" + bytes(9)
     trap = b"\xff\xd0\xff\xe2" + (2 + len(small)).to_bytes(2, "big") + small
-    monkeypatch.setattr(decode_lib, "MAX_PIXELS", 10_000)
     with pytest.raises(DecodeError, match="400×400 px are more"):
-        decode(data[:2] + trap + data[2:])
+        decode(data[:2] + trap + data[2:], Limits(other=10_000))  # by Pillow
 
 
 def test_padding_before_a_marker_is_skipped():
@@ -172,8 +171,19 @@ def test_what_is_no_picture_is_an_error(data):
     assert str(error.value)
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG"])
-def test_a_huge_picture_is_refused_by_its_header(monkeypatch, format):
-    monkeypatch.setattr(decode_lib, "MAX_PIXELS", 48 * 64 - 1)
+@pytest.mark.parametrize(
+    ("limits", "data"),
+    [
+        (Limits(jpeg=48 * 64 - 1), encoded(PIXELS)),
+        (Limits(other=48 * 64 - 1), encoded(PIXELS, "PNG")),
+        (
+            Limits(png_16_bit=48 * 64 - 1),
+            cv2.imencode(".png", PIXELS.astype(np.uint16))[1].tobytes(),
+        ),
+    ],
+    ids=["jpeg", "other", "16 bits"],
+)
+def test_a_huge_picture_is_refused_by_its_header(limits, data):
     with pytest.raises(DecodeError, match=r"64×48 px are more than the 3,071 pixels allowed"):
-        decode(encoded(PIXELS, format))
+        decode(data, limits)
+    decode(data)

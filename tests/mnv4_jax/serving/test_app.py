@@ -154,7 +154,7 @@ def plain(mode, side, format="PNG"):
     ("data", "most"),
     [
         (plain("1", 6000), "33,554,432 pixels"),
-        (plain("I;16", 4200), "16,777,216 pixels of 16 bits"),
+        (plain("I;16", 4200), "16,777,216 pixels"),
     ],
     ids=["large", "16 bits"],
 )

@@ -1,6 +1,10 @@
+import concurrent.futures
 import dataclasses
 import functools
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +41,27 @@ class Trainer:
 @pytest.fixture(scope="module")
 def trainer():
     return Trainer(four_block_config())
+
+
+_HASH_OF_PROGRAM = """
+import hashlib
+from tests.mnv4_jax.training.test_step import Trainer, four_block_config, random_batch
+trainer = Trainer(four_block_config())
+text = trainer.step.lower(trainer.state, random_batch()).as_text()
+print(hashlib.sha256(text.encode()).hexdigest())
+"""
+
+
+def test_every_process_traces_the_same_program():
+    """Whatever the order of its sets: hosts must agree, and the cache of programs must find it."""
+
+    def hash_of_program(seed):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", _HASH_OF_PROGRAM]
+        return subprocess.check_output(command, env=environment, timeout=120)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        assert len(set(pool.map(hash_of_program, "123"))) == 1
 
 
 def test_training_on_one_batch_lowers_its_loss(trainer):
