@@ -13,6 +13,7 @@ Ours scores a batch in pieces, as large as `detector/scoring.py` makes them for 
 import argparse
 import functools
 import io
+import os
 import tempfile
 
 import rounds
@@ -56,15 +57,17 @@ def jax_run(name, batch, size):
 
     from mnv4_jax.detector import scoring
     from mnv4_jax.detector.detector import Detector
+    from mnv4_jax.models import classifier
     from mnv4_jax.models import weights as weights_lib
+    from mnv4_jax.models.folded import folded
 
     if name == "shipped":
-        graphdef, weights = weights_lib.split(Detector().model)
+        model = Detector().model
     else:
-        config = config_for(batch, size, model=name)
-        graphdef, weights = weights_lib.abstract(config)[0], weights_lib.fresh_weights(config)
+        model = classifier.build(config_for(batch, size, model=name), seed=0)
+    graphdef, weights = weights_lib.split(folded(model))
     weights = jax.device_put(weights)
-    chunk = max(n for n in scoring.batch_sizes(size) if n <= batch)
+    chunk = max(n for n in scoring.batch_sizes() if n <= batch)
     images = jax.device_put(np.zeros((chunk, size, size, 3), np.uint8))
     forward = jax.jit(
         lambda weights, images: weights_lib.eval_step(weights, images, graphdef=graphdef)
@@ -106,7 +109,9 @@ def onnx_run(name, batch, size):
         program = torch.onnx.export(_torch_model(name, size), (images,), dynamo=True, verbose=False)
         program.save(file)
         graph = file.getvalue()
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))  # else it leaves `taskset`'s cores
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: images.numpy()}
     return lambda: session.run(None, feed)
 

@@ -61,7 +61,7 @@ def main() -> None:
     def logits(source, view):
         with detector.batches(source, batch_size=16) as batches:
             seen = (b | {"image": np.ascontiguousarray(view(b["image"], size))} for b in batches)
-            return scoring.score(detector.model, seen, mesh)
+            return scoring.score(detector.folded, seen, mesh)
 
     columns = []
     for split in ("Validation", "Test"):

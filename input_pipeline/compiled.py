@@ -26,7 +26,7 @@ def library(
     """The shared library of one C++ file; compiles it in a few seconds unless it is in the cache.
 
     Args:
-        source: the file.
+        source: the file. The headers beside it count as parts of it.
         include: folders of headers.
         version: the version of the headers; another version gives another library.
 
@@ -36,7 +36,8 @@ def library(
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if not compiler:
         raise FileNotFoundError("no g++ or clang++")
-    parts = [source.read_bytes(), *(s.encode() for s in (version, compiler, *_FLAGS, _processor()))]
+    parts = [file.read_bytes() for file in (source, *sorted(source.parent.glob("*.h")))]
+    parts += [s.encode() for s in (version, compiler, *_FLAGS, _processor())]
     name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     folder = cache.root() / "kernels"
     path = folder / f"{name}.so"

@@ -1,5 +1,6 @@
 """A detector ready for pictures: the interface for programs, which `predict` uses too."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ from input_pipeline.decode import check_size, decode, to_rgb
 from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import saved, scoring
 from mnv4_jax.measure import calibration
+from mnv4_jax.models.folded import folded
 from mnv4_jax.runtime import compilation_cache
 from mnv4_jax.runtime.mesh import make_mesh
 
@@ -72,6 +74,11 @@ class Detector:
         self.thresholds: dict[str, float] = fitted.get("thresholds", {})
         self.clear_below: dict[str, float] = fitted.get("clear_below", {})
         self._mesh = make_mesh()
+
+    @functools.cached_property
+    def folded(self):
+        """`model` as scoring runs it."""
+        return folded(self.model)
 
     @property
     def least_px(self) -> int:
@@ -133,7 +140,7 @@ class Detector:
         """The logits of a source before calibration; for `options` see `scoring.score_source`."""
         threads = self.config.data.threads
         return scoring.score_source(
-            self.model, source, self.transform, self._mesh, threads=threads, **options
+            self.folded, source, self.transform, self._mesh, threads=threads, **options
         )
 
     def batches(self, source: sources.Source, *, batch_size: int) -> Batches:

@@ -28,16 +28,12 @@ _IN_FLIGHT = 2
 _ARRAYS = ("image", "label", "index", "mask", "refused")
 
 
-def batch_sizes(side_px: int) -> tuple[int, ...]:
-    """The numbers of pictures of this side that are scored at once on this backend.
+def batch_sizes() -> tuple[int, ...]:
+    """The numbers of pictures that are scored at once on this backend.
 
-    Few sizes, so that their programs are soon all in the compilation cache. On a CPU as many as
-    its cache has room for: at 224 px 8 are 1.11 times as fast as 16, at 128 px 16 as fast as any
-    (docs/PERFORMANCE.md).
+    Few sizes, so that their programs are soon all in the compilation cache.
     """
-    if jax.default_backend() != "cpu":
-        return (1, 16, 128)
-    return (1, 16 if side_px < 192 else 8)
+    return (1, 16) if jax.default_backend() == "cpu" else (1, 16, 128)
 
 
 class Stopped(Exception):
@@ -74,7 +70,7 @@ def score(
     """Scores every unmasked example of `batches`.
 
     Args:
-      model: a `classifier.Classifier` with its weights.
+      model: a `classifier.Classifier` with its weights; `folded` makes it faster on a CPU.
       batches: this process's part of global batches, as `input_pipeline.batches.eval_batches`
         yields them; every process must bring the same number, of one shape.
       mesh: the devices to split them over; its size must divide the global batch size.
@@ -140,7 +136,7 @@ def score_source(
     score: `Scores.refused` says why. Calls `on_bad` with (id, reason) of each picture that this
     process cannot read. `threads` and `workers` as in `train_batches`.
     """
-    size = max(b for b in batch_sizes(transform.size) if b <= max(1, len(source)))
+    size = max(b for b in batch_sizes() if b <= max(1, len(source)))
     size = -(-size // mesh.size) * mesh.size
     batches = eval_batches(
         source,

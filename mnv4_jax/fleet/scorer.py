@@ -79,7 +79,7 @@ class Scorer:
             raise UserError(f"--checkpoint={card.path} changed while the job was running")
         self._card = card
         self._mesh = make_mesh()
-        size = max(scoring.batch_sizes(self._detector.transform.size))
+        size = max(scoring.batch_sizes())
         self._batch_size = -(-size // self._mesh.size) * self._mesh.size
 
     def __call__(self, views: pa.Table) -> pa.Table:
@@ -89,7 +89,7 @@ class Scorer:
         refused = np.array([code for codes in columns["refused"] for code in codes], np.int32)
         p_fake = np.full(len(pixels), np.nan)
         batches = self._batches(pixels, np.flatnonzero(refused == 0))
-        scores = scoring.score(self._detector.model, batches, self._mesh)
+        scores = scoring.score(self._detector.folded, batches, self._mesh)
         p_fake[scores.index] = calibration.p_fake(scores.logits, self._detector.temperature)
         answers, start = [], 0
         for codes, box, error in zip(

@@ -190,8 +190,12 @@ class ConvBlock(nnx.Module):
         self.conv = Conv(inputs, outputs, k, stride=s, dtype=dtype, rng=rng)
         self.bn1 = BatchNorm(outputs, dtype=dtype)
 
+    def convolutions(self):
+        """(convolution, BatchNorm, whether ReLU follows) of each, in order."""
+        return [(self.conv, self.bn1, True)]
+
     def __call__(self, x, *, train: bool):
-        return nnx.relu(self.bn1(self.conv(x), train=train))
+        return _through(self.convolutions(), x, train)
 
 
 class FusedInvertedBottleneck(nnx.Module):
@@ -209,9 +213,12 @@ class FusedInvertedBottleneck(nnx.Module):
     def last_scale(self) -> nnx.Param:
         return self.bn2.scale
 
+    def convolutions(self):
+        """As `ConvBlock.convolutions`."""
+        return [(self.conv_exp, self.bn1, True), (self.conv_pwl, self.bn2, False)]
+
     def __call__(self, x, *, train: bool):
-        x = nnx.relu(self.bn1(self.conv_exp(x), train=train))
-        return self.bn2(self.conv_pwl(x), train=train)
+        return _through(self.convolutions(), x, train)
 
 
 class UniversalInvertedBottleneck(nnx.Module):
@@ -236,14 +243,21 @@ class UniversalInvertedBottleneck(nnx.Module):
     def last_scale(self) -> nnx.Param:
         return self.pw_proj.bn.scale
 
+    def convolutions(self):
+        """As `ConvBlock.convolutions`; without the last factor."""
+        parts = filter(None, (self.dw_start, self.pw_exp, self.dw_mid, self.pw_proj))
+        return [(part.conv, part.bn, part.relu) for part in parts]
+
     def __call__(self, x, *, train: bool):
-        if self.dw_start:
-            x = self.dw_start(x, train=train)
-        x = self.pw_exp(x, train=train)
-        if self.dw_mid:
-            x = self.dw_mid(x, train=train)
-        x = self.pw_proj(x, train=train)
+        x = _through(self.convolutions(), x, train)
         return self.layer_scale(x) if self.layer_scale else x
+
+
+def _through(convolutions, x, train: bool):
+    for conv, norm, relu in convolutions:
+        x = norm(conv(x), train=train)
+        x = nnx.relu(x) if relu else x
+    return x
 
 
 class MobileAttention(nnx.Module):

@@ -21,20 +21,19 @@ from mnv4_jax.ops import kernels
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How each kind of convolution, the sums of BatchNorm (norm.py) and split.py compute."""
+    """How each kind of convolution, norm.py, split.py and models/folded.py compute."""
 
     depthwise: str = "native"  # "shifted": a sum of shifted products; "kernel": C++
     pointwise: str = "native"  # "dot": a matrix product
     dense: str = "native"  # "patches": the windows side by side, times a matrix; "kernel": C++
     sums: str = "native"  # "kernel": C++
     split: str = "native"  # "kernel": C++
+    network: str = "native"  # "kernel": C++, all convolutions at once in evaluation mode
 
 
 NATIVE = Form()
 PURE_CPU = Form(depthwise="shifted", pointwise="dot", dense="patches")
-KERNEL_CPU = Form(
-    depthwise="kernel", pointwise="dot", dense="kernel", sums="kernel", split="kernel"
-)
+KERNEL_CPU = Form("kernel", "dot", "kernel", "kernel", "kernel", "kernel")
 
 _FORM = contextvars.ContextVar("form", default=None)  # None: by backend
 

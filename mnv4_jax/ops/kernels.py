@@ -1,4 +1,4 @@
-"""The operations of kernels.cc as JAX functions: float32, one CPU device.
+"""The operations of kernels.cc and network.cc as JAX functions: float32, one CPU device.
 
 The machine's own compiler builds the C++ on first use, in a few seconds; the result is kept under
 MNV4_CACHE (~/.cache/mnv4_jax). Without a compiler `available` says so once, and `conv` uses the
@@ -11,6 +11,8 @@ import functools
 import logging
 import pathlib
 import subprocess
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jaxlib
@@ -18,36 +20,39 @@ import numpy as np
 
 from input_pipeline import compiled
 
-_SOURCE = pathlib.Path(__file__).with_name("kernels.cc")
 _CONVOLUTIONS = ("depthwise", "depthwise_dx", "depthwise_dk", "dense", "dense_dx", "dense_dk")
-_NAMES = (*_CONVOLUTIONS, "sums", "split")
+_NAMES = {"kernels.cc": (*_CONVOLUTIONS, "sums", "split"), "network.cc": ("network",)}
 
 
 def prepare() -> None:
     """Builds the kernels before their first use, from a thread; silent if it fails."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        _build()
+        _build("kernels.cc")
 
 
 @functools.cache
-def available() -> bool:
-    """Whether the kernels are available; builds and registers them at the first call."""
+def available(source: str = "kernels.cc") -> bool:
+    """Whether the kernels of a file are available; builds and registers them at the first call."""
     try:
-        library = ctypes.CDLL(str(_build()))
+        library = ctypes.CDLL(str(_build(source)))
     except (OSError, subprocess.SubprocessError) as error:
         logging.getLogger(__name__).warning(
             "running in pure JAX, at about half the speed: the C++ cannot be built (%s)",
             error,
         )
         return False
-    for name in _NAMES:
+    for name in _NAMES[source]:
         handler = jax.ffi.pycapsule(getattr(library, f"mnv4_{name}"))
         jax.ffi.register_ffi_target(f"mnv4_{name}", handler, platform="cpu")
     return True
 
 
-def _build() -> pathlib.Path:
-    return compiled.library(_SOURCE, include=[jax.ffi.include_dir()], version=jaxlib.__version__)
+def _build(source: str) -> pathlib.Path:
+    return compiled.library(
+        pathlib.Path(__file__).with_name(source),
+        include=[jax.ffi.include_dir()],
+        version=jaxlib.__version__,
+    )
 
 
 def _call(name, shape, a, b, stride, padding):
@@ -110,3 +115,43 @@ def split(vector, shapes: list[tuple[int, ...]]) -> list[jax.Array]:
     """vector [N] float32 -> its parts, one after the other, in the given shapes."""
     results = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
     return jax.ffi.ffi_call("mnv4_split", results, vmap_method="sequential")(vector)
+
+
+class Layer(NamedTuple):
+    """A convolution of `network`, with `k // 2` zeros around its input [h, w, c]; bias, shortcut
+    and ReLU follow it."""
+
+    depthwise: bool
+    source: int  # of activations: 0 the input, 1 the result, from 2 on a buffer
+    add: int  # likewise, the shortcut; -1: none
+    out: int  # likewise
+    h: int
+    w: int
+    c: int
+    k: int
+    stride: int
+    n: int  # channels of the output
+    relu: bool
+    weights: int  # where its kernel begins; its bias follows
+
+
+def network(
+    x, weights, layers: Sequence[Layer], sizes: Sequence[int], shape: tuple[int, ...]
+) -> jax.Array:
+    """x [B, H, W, C] float32 through `layers` -> `shape`.
+
+    Args:
+      x: the pictures.
+      weights: [N] float32, as `models.folded.fold` lays them out.
+      layers: in order.
+      sizes: of the buffers, in floats.
+      shape: of the result.
+    """
+    call = jax.ffi.ffi_call("mnv4_network", jax.ShapeDtypeStruct(shape, np.float32))
+    return call(x, weights, layers=np.ravel(layers).astype(np.int64), sizes=np.int64(sizes))
+
+
+@functools.cache
+def panel() -> int:
+    """The columns of a dense kernel that network.cc reads at once, on this machine."""
+    return ctypes.CDLL(str(_build("network.cc"))).mnv4_panel()

@@ -21,6 +21,7 @@ from mnv4_jax.detector import scoring
 from mnv4_jax.measure import calibration
 from mnv4_jax.measure.metrics import binary_metrics, metrics_by_set
 from mnv4_jax.models import weights as weights_lib
+from mnv4_jax.models.folded import folded
 from mnv4_jax.runtime import workdir_lock
 from mnv4_jax.runtime.mesh import make_mesh, replicated
 from mnv4_jax.runtime.preemption import EXIT_STATUS, Preemption
@@ -212,7 +213,7 @@ class _Run:
         """(metrics, calibration or None) of `model` on every picture of `source`."""
         data = self.config.data
         scores = scoring.score_source(
-            model,
+            folded(model),
             source,
             eval_transform(data),
             self.mesh,

@@ -1,0 +1,279 @@
+// A convolutional network in evaluation mode, for XLA:CPU: float32, NHWC, BatchNorm folded into the
+// kernels, which are laid out as `folded.py` does.
+//
+// A thread takes a picture through all layers: its activations stay in the cache, and no thread
+// waits for another. The work of a single picture is shared out layer by layer.
+
+#include <thread>
+
+#include "vectors.h"
+
+struct Layer {  // in, add and out: 0 is the input, 1 the result, from 2 on buffers; add: -1 is none
+  int64_t depthwise, in, add, out, h, w, c, k, stride, n, relu, weights;
+
+  bool pointwise() const { return !depthwise && k == 1 && stride == 1; }
+  int64_t pad() const { return (k - 1) / 2; }
+  int64_t oh() const { return (h - 1) / stride + 1; }
+  int64_t ow() const { return (w - 1) / stride + 1; }
+};
+
+// --- dense: the columns of a kernel lie in panels, [n / kPanel, k * k * c, kPanel], then the bias
+
+constexpr int kPanel = 2 * kLanes;
+#if defined(__AVX512F__)
+constexpr int kRows = 14;  // of a tile: its sums fill most of the registers
+#else
+constexpr int kRows = kTileRows;
+#endif
+
+// The rows of a window in the padded picture: `taps` of them, each `k` floats.
+struct Windows {
+  int64_t taps, k, tap, step;  // floats from a tap to the next, and from a window to the next
+};
+
+struct After {  // what follows a product
+  const float* add;
+  bool relu;
+};
+
+// C [R, columns] = the windows at `a` times a panel, plus the bias.
+template <int R>
+void tile(const Windows& a_of, const float* a, const float* panel, const float* bias,
+          const After& after, int64_t columns, int64_t row, float* c) {
+  using V = Lanes<kLanes>::type;
+  V sum[R][2];
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < 2; ++j) sum[r][j] = *(const V*)(bias + j * kLanes);
+  for (int64_t tap = 0; tap < a_of.taps; ++tap, a += a_of.tap)
+    for (int64_t i = 0; i < a_of.k; ++i, panel += kPanel) {
+      const V left = *(const V*)panel, right = *(const V*)(panel + kLanes);
+      for (int r = 0; r < R; ++r) {
+        sum[r][0] += a[r * a_of.step + i] * left;
+        sum[r][1] += a[r * a_of.step + i] * right;
+      }
+    }
+  for (int r = 0; r < R; ++r)
+    if (columns == kPanel) {
+      for (int j = 0; j < 2; ++j) {
+        V y = sum[r][j];
+        if (after.add) y += *(const V*)(after.add + r * row + j * kLanes);
+        if (after.relu) y = y > 0 ? y : V{};
+        *(V*)(c + r * row + j * kLanes) = y;
+      }
+    } else {
+      for (int64_t i = 0; i < columns; ++i) {
+        float y = ((const float*)sum[r])[i];
+        if (after.add) y += after.add[r * row + i];
+        c[r * row + i] = after.relu ? std::max(y, 0.f) : y;
+      }
+    }
+}
+
+template <int R = kRows, typename... Args>
+void tile_of(int64_t rows, Args&&... args) {
+  if constexpr (R > 1)
+    if (rows < R) return tile_of<R - 1>(rows, args...);
+  tile<R>(args...);
+}
+
+int64_t panels_of(const Layer& l) { return (l.n + kPanel - 1) / kPanel; }
+
+// C [m, n] = the windows at `a` times panels `p` ... `end - 1`, plus the bias; the other columns of C
+// stay. Tiles have nearly equal rows.
+void products(int64_t m, int64_t n, const Windows& windows, const float* a, const float* panels,
+              int64_t p, int64_t end, const float* bias, const After& after, float* c) {
+  const int64_t tiles = (m + kRows - 1) / kRows, panel = windows.taps * windows.k * kPanel;
+  for (; p < end; ++p)
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t first = p * kPanel, row = t * m / tiles, at = row * n + first;
+      tile_of(std::min<int64_t>(kRows, (t + 1) * m / tiles - row), windows,
+              a + row * windows.step, panels + p * panel, bias + first,
+              After{after.add ? after.add + at : nullptr, after.relu},
+              std::min<int64_t>(kPanel, n - first), n, c + at);
+    }
+}
+
+// Rows first ... end - 1 of the output, from x, the whole input of the layer.
+void dense(const Layer& l, const float* kernel, const float* x, After after, float* out,
+           int64_t first, int64_t end) {
+  const int64_t ow = l.ow(), pad = l.pad(), panels = panels_of(l);
+  const float* bias = kernel + l.k * l.k * l.c * panels * kPanel;
+  if (l.pointwise()) {
+    products((end - first) * ow, l.n, {1, l.c, 0, l.c}, x + first * ow * l.c, kernel, 0, panels,
+             bias, after, out);
+    return;
+  }
+  constexpr int64_t kBand = 4;  // rows of the output whose input is padded at once, in the cache
+  const int64_t row = (l.w + 2 * pad) * l.c, edge = pad * l.c;
+  const Windows windows{l.k, l.k * l.c, row, l.stride * l.c};
+  thread_local std::vector<float> band;
+  band.resize(((kBand - 1) * l.stride + l.k) * row);
+  for (int64_t oy = first; oy < end; ++oy) {
+    const int64_t inside = (oy - first) % kBand * l.stride;
+    if (inside == 0) {
+      const int64_t rows = (std::min(kBand, end - oy) - 1) * l.stride + l.k;
+      for (int64_t i = 0; i < rows; ++i) {
+        float* to = band.data() + i * row;
+        const int64_t iy = oy * l.stride - pad + i;
+        if (iy < 0 || iy >= l.h) {
+          std::fill_n(to, row, 0.f);
+          continue;
+        }
+        std::fill_n(to, edge, 0.f);
+        std::copy_n(x + iy * l.w * l.c, l.w * l.c, to + edge);
+        std::fill_n(to + row - edge, edge, 0.f);
+      }
+    }
+    products(ow, l.n, windows, band.data() + inside * row, kernel, 0, panels, bias, after, out);
+    out += ow * l.n;
+    if (after.add) after.add += ow * l.n;
+  }
+}
+
+// Panels first ... end - 1 of a pointwise layer: where there are few rows, threads share these.
+void dense_panels(const Layer& l, const float* kernel, const float* x, After after, float* out,
+                  int64_t first, int64_t end) {
+  products(l.h * l.w, l.n, {1, l.c, 0, l.c}, x, kernel, first, end,
+           kernel + l.c * panels_of(l) * kPanel, after, out);
+}
+
+// --- depthwise: kernel [k, k, c], then the bias
+
+// P outputs side by side whose taps i0 ... i1 - 1, j0 ... j1 - 1 lie inside; x is at the first's.
+template <int P>
+void depthwise_outputs(const Layer& l, const float* kernel, const float* x, int64_t i0, int64_t i1,
+                       int64_t j0, int64_t j1, float* out) {
+  for_lanes(l.c, [&](auto lanes, int64_t c) {
+    using V = typename decltype(lanes)::type;
+    V sum[P];
+    for (int p = 0; p < P; ++p) sum[p] = *(const V*)(kernel + l.k * l.k * l.c + c);
+    for (int64_t i = i0; i < i1; ++i)
+      for (int64_t j = j0; j < j1; ++j) {
+        const V tap = *(const V*)(kernel + (i * l.k + j) * l.c + c);
+        for (int p = 0; p < P; ++p)
+          sum[p] += *(const V*)(x + (i * l.w + j + p * l.stride) * l.c + c) * tap;
+      }
+    for (int p = 0; p < P; ++p) {
+      if (l.relu) sum[p] = sum[p] > 0 ? sum[p] : V{};
+      *(V*)(out + p * l.c + c) = sum[p];
+    }
+  });
+}
+
+void depthwise(const Layer& l, const float* kernel, const float* x, float* out, int64_t first,
+               int64_t end) {
+  constexpr int64_t kTogether = 4;
+  const int64_t ow = l.ow(), pad = l.pad();
+  for (int64_t oy = first; oy < end; ++oy)
+    for (int64_t ox = 0; ox < ow;) {
+      const int64_t top = oy * l.stride - pad, left = ox * l.stride - pad;
+      const int64_t i0 = std::max<int64_t>(0, -top), i1 = std::min(l.k, l.h - top);
+      const int64_t j0 = std::max<int64_t>(0, -left), j1 = std::min(l.k, l.w - left);
+      const float* from = x + (top * l.w + left) * l.c;
+      float* to = out + ox * l.c + (oy - first) * ow * l.c;
+      const bool together = ox + kTogether <= ow && left >= 0 &&
+                            left + (kTogether - 1) * l.stride + l.k <= l.w;
+      if (together)
+        depthwise_outputs<kTogether>(l, kernel, from, i0, i1, j0, j1, to);
+      else
+        depthwise_outputs<1>(l, kernel, from, i0, i1, j0, j1, to);
+      ox += together ? kTogether : 1;
+    }
+}
+
+// --- the network
+
+struct Network {
+  const Layer* layers;
+  int64_t count;
+  const float* weights;
+  ffi::Span<const int64_t> sizes;  // of the buffers, in floats
+
+  // Rows first ... end - 1 of a layer's output.
+  void run(const Layer& l, float* const* slots, int64_t first, int64_t end) const {
+    const int64_t skip = first * l.ow() * l.n;
+    const After after{l.add < 0 ? nullptr : slots[l.add] + skip, l.relu != 0};
+    if (l.depthwise)
+      depthwise(l, weights + l.weights, slots[l.in], slots[l.out] + skip, first, end);
+    else
+      dense(l, weights + l.weights, slots[l.in], after, slots[l.out] + skip, first, end);
+  }
+
+  // Share `i` of `n` of a layer.
+  void run_share(const Layer& l, float* const* slots, int64_t i, int64_t n) const {
+    constexpr int64_t kFewRows = 8;
+    if (l.pointwise() && l.oh() < kFewRows) {
+      const After after{l.add < 0 ? nullptr : slots[l.add], l.relu != 0};
+      const int64_t panels = panels_of(l);
+      dense_panels(l, weights + l.weights, slots[l.in], after, slots[l.out], i * panels / n,
+                   (i + 1) * panels / n);
+    } else {
+      run(l, slots, i * l.oh() / n, (i + 1) * l.oh() / n);
+    }
+  }
+
+  // The buffers of this thread, behind the input and the result of a picture.
+  std::vector<float*> slots(const float* x, float* y) const {
+    thread_local std::vector<std::vector<float>> buffers;
+    if (buffers.size() < sizes.size()) buffers.resize(sizes.size());
+    std::vector<float*> all{const_cast<float*>(x), y};
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      if ((int64_t)buffers[i].size() < sizes[i]) buffers[i].resize(sizes[i]);
+      all.push_back(buffers[i].data());
+    }
+    return all;
+  }
+
+  // One picture, on all threads: they take shares of a layer and wait, awake, for its end.
+  void together(ffi::ThreadPool& pool, const float* x, float* y) const {
+    struct Shared {
+      explicit Shared(int64_t n) : next(n), done(n) {}
+      std::vector<std::atomic<int64_t>> next, done;
+    };
+    constexpr int64_t kMost = 8;  // more threads wait longer for each other than they save
+    const int64_t threads = std::min<int64_t>(kMost, pool.num_threads());
+    auto shared = std::make_shared<Shared>(count);
+    const std::vector<float*> all = slots(x, y);
+    // A late helper finds no share left, and touches nothing but the counters.
+    auto work = [shared, this, count = count, threads, all = all.data()] {
+      for (int64_t l = 0; l < count; ++l) {
+        for (int64_t i; (i = shared->next[l]++) < threads; ++shared->done[l])
+          run_share(layers[l], all, i, threads);
+        for (int64_t turns = 1; shared->done[l] < threads; ++turns)
+          if (turns % 10000 == 0) std::this_thread::yield();
+      }
+    };
+    for (int64_t t = 1; t < threads; ++t) pool.Schedule([work] { work(); });
+    work();
+  }
+};
+
+ffi::Error network(ffi::ThreadPool pool, Array x, Array weights, ffi::Span<const int64_t> layers,
+                   ffi::Span<const int64_t> sizes, Result y) {
+  const Network net{(const Layer*)layers.begin(),
+                    (int64_t)(layers.size() * sizeof(int64_t) / sizeof(Layer)),
+                    weights.typed_data(), sizes};
+  const int64_t batch = x.dimensions()[0];
+  const int64_t in = x.element_count() / batch, out = y->element_count() / batch;
+  if (batch == 1) {
+    net.together(pool, x.typed_data(), y->typed_data());
+    return ffi::Error::Success();
+  }
+  parallel_for(pool, batch, [&](int64_t b) {
+    const auto slots = net.slots(x.typed_data() + b * in, y->typed_data() + b * out);
+    for (int64_t l = 0; l < net.count; ++l)
+      net.run(net.layers[l], slots.data(), 0, net.layers[l].oh());
+  });
+  return ffi::Error::Success();
+}
+
+extern "C" int mnv4_panel() { return kPanel; }
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mnv4_network, network,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Attr<ffi::Span<const int64_t>>("layers")
+                                  .Attr<ffi::Span<const int64_t>>("sizes")
+                                  .Ret<Array>());

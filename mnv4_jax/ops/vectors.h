@@ -1,0 +1,74 @@
+// Shared by the C++ of this folder: arrays of XLA, its threads, and vectors as wide as the machine's.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+using Array = ffi::Buffer<ffi::F32>;
+using Result = ffi::ResultBuffer<ffi::F32>;
+
+// Calls task(0) ... task(n - 1) on the pool's threads and on this one.
+//
+// XLA runs several operations at once on the same pool, so this thread may only wait for tasks that
+// another thread has started. It does all remaining tasks itself.
+template <typename Task>
+void parallel_for(ffi::ThreadPool& pool, int64_t n, const Task& task) {
+  struct Shared {
+    std::atomic<int64_t> next{0};
+    int64_t done = 0;
+    std::mutex mutex;
+    std::condition_variable all_done;
+  };
+  auto shared = std::make_shared<Shared>();
+  auto work = [shared, n, &task] {  // a late helper finds nothing left and touches no task
+    int64_t mine = 0;
+    for (int64_t i; (i = shared->next++) < n; ++mine) task(i);
+    if (mine) {
+      std::lock_guard<std::mutex> lock(shared->mutex);
+      if ((shared->done += mine) == n) shared->all_done.notify_one();
+    }
+  };
+  for (int64_t t = 1; t < std::min<int64_t>(n, pool.num_threads()); ++t)
+    pool.Schedule([work] { work(); });
+  work();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->all_done.wait(lock, [&] { return shared->done == n; });
+}
+
+template <int L>
+struct Lanes {
+  typedef float type __attribute__((vector_size(4 * L), aligned(4), may_alias));
+};
+template <>
+struct Lanes<1> {
+  typedef float type;
+};
+
+// The lanes of a register, and the rows of a tile whose sums fit in the registers. A vector wider
+// than the machine's, or one sum too many, is kept in memory and is thirty times slower.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kTileRows = 8;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kTileRows = 6;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kTileRows = 8;
+#else
+constexpr int kLanes = 4, kTileRows = 6;
+#endif
+
+// Calls f(Lanes<L>{}, first) for pieces of L lanes, the widest first, that cover i ... n - 1.
+template <int L = kLanes, typename F>
+void for_lanes(int64_t n, const F& f, int64_t i = 0) {
+  for (; i + L <= n; i += L) f(Lanes<L>{}, i);
+  if constexpr (L > 1) for_lanes<(L > 4 ? L / 2 : 1)>(n, f, i);
+}
