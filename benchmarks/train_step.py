@@ -22,7 +22,7 @@ def main():
     parser.add_argument("--model", default="mobilenetv4_conv_small")
     parser.add_argument("--sizes", default="128:64,224:32", help="px:batch, ...")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=4, help="steps in a round")
+    parser.add_argument("--repeats", type=int, default=10, help="steps in a round")
     parser.add_argument("--pure", action="store_true", help="ours without the C++ convolutions too")
     parser.add_argument("--out", default="")
     args = parser.parse_args()

@@ -25,6 +25,7 @@ SOURCES, LISTING, DECODE = f"{_I}/test_sources.py", f"{_I}/test_listing.py", f"{
 _M = "tests/mnv4_jax/measure"
 METRICS, CALIBRATION = f"{_M}/test_metrics.py", f"{_M}/test_calibration.py"
 CORRUPTIONS, AUDIT = f"{_M}/test_corruptions.py", f"{_M}/test_audit.py"
+FOLDED = "tests/mnv4_jax/models/test_folded.py"
 LAYERS, GABOR = "tests/mnv4_jax/models/test_layers.py", "tests/mnv4_jax/models/test_gabor.py"
 INIT_FROM = "tests/mnv4_jax/models/test_init_from.py"
 _LOGITS = "tests/mnv4_jax/models/test_mobilenetv4.py::test_logits_are_timms"
@@ -237,6 +238,16 @@ FAULTS = [
         ("the biased variance remembered", "self._move(self.var, var * (n / max(n - 1, 1)))", "self._move(self.var, var)", LAYERS),
         ("momentum the other way round", "(1 - self.MOMENTUM) * running[...] + self.MOMENTUM * value", "self.MOMENTUM * running[...] + (1 - self.MOMENTUM) * value", LAYERS),
         ("dropout without its scale", "x.shape), x / (1 - rate), 0)", "x.shape), x, 0)", LAYERS),
+    ),
+    *_of(
+        "mnv4_jax/models/folded.py",
+        ("a shortcut that is forgotten", "first=i == 0, adds=adds)", "first=i == 0, adds=False)", FOLDED),
+        ("the mean not folded in", "* factor, bias - mean * factor", "* factor, bias", FOLDED),
+    ),
+    *_of(
+        "mnv4_jax/ops/network.cc",
+        ("a border that is left over from the picture before", "          std::fill_n(to, row, 0.f);\n          continue;", "          continue;", FOLDED),
+        ("the share of the last thread lost", "(i + 1) * l.oh() / n);", "i * l.oh() / n + l.oh() / n);", FOLDED),
     ),
     *_of(
         "mnv4_jax/ops/norm.py",
