@@ -1,6 +1,7 @@
 """Compiles C++ on first use with the machine's own compiler; keeps the result under MNV4_CACHE."""
 
 import atexit
+import collections
 import hashlib
 import os
 import pathlib
@@ -17,7 +18,7 @@ from input_pipeline import cache
 # drops `may_alias` where it splits a vector that is wider than the machine's.
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]
 _TIMEOUT_S = 120
-_BUILDING = threading.Lock()
+_BUILDING: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
 
 
 def library(
@@ -41,7 +42,7 @@ def library(
     name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     folder = cache.root() / "kernels"
     path = folder / f"{name}.so"
-    with _BUILDING:
+    with _BUILDING[name]:
         if not path.exists():
             if cache.why_not_writable(folder):  # then for this process alone
                 folder = pathlib.Path(tempfile.mkdtemp(prefix="mnv4_kernels_"))

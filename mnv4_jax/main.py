@@ -6,7 +6,6 @@ again), 130 Ctrl-C.
 """
 
 import sys
-import threading
 
 from absl import flags
 
@@ -29,8 +28,7 @@ def main() -> int:
     compilation_cache.enable()
     memory.keep_freed()
     if not memory.has_accelerator():
-        # On a machine's first run, compile the C++ while Python imports.
-        threading.Thread(target=kernels.prepare, daemon=True).start()
+        kernels.prepare("kernels.cc")  # on a machine's first run, while Python imports
     processes.initialize_from(flags.FLAGS)
 
     processes.log_to(flags.FLAGS.workdir)

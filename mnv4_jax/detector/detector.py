@@ -16,7 +16,8 @@ from mnv4_jax.config import eval_transform
 from mnv4_jax.detector import saved, scoring
 from mnv4_jax.measure import calibration
 from mnv4_jax.models.folded import folded
-from mnv4_jax.runtime import compilation_cache
+from mnv4_jax.ops import kernels
+from mnv4_jax.runtime import compilation_cache, memory
 from mnv4_jax.runtime.mesh import make_mesh
 
 # A picture whose shorter side has fewer pixels shows too little of a face for an answer: the
@@ -56,6 +57,9 @@ class Detector:
 
     def __init__(self, path: str | os.PathLike | None = None, *, raw: bool = False):
         compilation_cache.enable()
+        if not memory.has_accelerator():
+            # On a machine's first run, compile the C++ while the checkpoint is read.
+            kernels.prepare("kernels.cc", "network.cc")
         self._take(saved.load(path, raw=raw))
 
     @classmethod

@@ -11,6 +11,7 @@ import functools
 import logging
 import pathlib
 import subprocess
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,10 +25,15 @@ _CONVOLUTIONS = ("depthwise", "depthwise_dx", "depthwise_dk", "dense", "dense_dx
 _NAMES = {"kernels.cc": (*_CONVOLUTIONS, "sums", "split"), "network.cc": ("network",)}
 
 
-def prepare() -> None:
-    """Builds the kernels before their first use, from a thread; silent if it fails."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        _build("kernels.cc")
+def prepare(*sources: str) -> None:
+    """Starts to build these files, if needed, each in a thread; silent if it fails."""
+
+    def build(source):
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            _build(source)
+
+    for source in sources:
+        threading.Thread(target=build, args=(source,), daemon=True).start()
 
 
 @functools.cache

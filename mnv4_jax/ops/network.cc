@@ -254,6 +254,7 @@ ffi::Error network(ffi::ThreadPool pool, Array x, Array weights, ffi::Span<const
                     (int64_t)(layers.size() * sizeof(int64_t) / sizeof(Layer)),
                     weights.typed_data(), sizes};
   const int64_t batch = x.dimensions()[0];
+  if (y->element_count() == 0) return ffi::Error::Success();
   const int64_t in = x.element_count() / batch, out = y->element_count() / batch;
   if (batch == 1) {
     net.together(pool, x.typed_data(), y->typed_data());
