@@ -144,6 +144,9 @@ def loader(target):
 
 
 def load_jax(path):
+    from mnv4_jax.runtime import memory
+
+    memory.keep_freed()  # as `predict` does
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -151,7 +154,7 @@ def load_jax(path):
     from mnv4_jax.detector.detector import Detector
 
     detector = Detector(path)
-    graphdef, state = nnx.split(detector.model)
+    graphdef, state = nnx.split(detector.folded)
 
     @jax.jit
     def p_fake(state, pictures):
