@@ -19,6 +19,7 @@ from input_pipeline import cache
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]
 _TIMEOUT_S = 120
 _BUILDING: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
+_TEMPORARY: dict[str, pathlib.Path] = {}  # built where the cache cannot be written to
 
 
 def library(
@@ -41,13 +42,13 @@ def library(
     parts += [s.encode() for s in (version, compiler, *_FLAGS, _processor())]
     name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     folder = cache.root() / "kernels"
-    path = folder / f"{name}.so"
     with _BUILDING[name]:
+        path = _TEMPORARY.get(name, folder / f"{name}.so")
         if not path.exists():
             if cache.why_not_writable(folder):  # then for this process alone
                 folder = pathlib.Path(tempfile.mkdtemp(prefix="mnv4_kernels_"))
                 atexit.register(shutil.rmtree, folder, ignore_errors=True)
-                path = folder / path.name
+                path = _TEMPORARY[name] = folder / path.name
             command = [compiler, *_FLAGS, *(f"-I{name}" for name in include), str(source)]
             _compile(command, path)
     return path

@@ -74,10 +74,11 @@ class Folded(nnx.Module):
             _step(head, relu=True),
             _Step(1, 1, False, *classifier.kernel.shape, False),
         )
-        arrays = [_laid_out(*_without_norm(conv, norm)) for conv, norm, _ in convolutions]
-        arrays.append(_laid_out(*_without_norm(head, backbone.norm_head)))
-        kernel, bias = np.asarray(classifier.kernel[...]), np.asarray(classifier.bias[...])
-        arrays.append(_laid_out(kernel[None, None], bias))
+        folded = [_without_norm(conv, norm) for conv, norm, _ in convolutions]
+        folded.append(_without_norm(head, backbone.norm_head))
+        folded.append((np.asarray(classifier.kernel[...]), np.asarray(classifier.bias[...])))
+        steps = self.steps + self.head_steps
+        arrays = [_laid_out(step, *pair) for step, pair in zip(steps, folded, strict=True)]
         self.weights = nnx.Param(np.concatenate(arrays).astype(np.float32))
 
     def __call__(self, x, *, train: bool = False, key=None):
@@ -114,10 +115,10 @@ def _without_norm(conv: Conv, norm: BatchNorm) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(conv.kernel[...]) * factor, bias - mean * factor
 
 
-def _laid_out(kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def _laid_out(step: _Step, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Kernel and bias as network.cc reads them: a dense kernel [k, k, Cin, Cout] as panels of
     columns, [Cout / panel, k * k * Cin, panel], the last one filled up with zeros."""
-    if kernel.shape[2] > 1 or kernel.shape[:2] == (1, 1):
+    if not step.depthwise:
         columns = kernels.panel()
         missing = -len(bias) % columns
         kernel = np.pad(kernel.reshape(-1, len(bias)), ((0, 0), (0, missing)))

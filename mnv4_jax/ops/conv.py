@@ -33,7 +33,14 @@ class Form:
 
 NATIVE = Form()
 PURE_CPU = Form(depthwise="shifted", pointwise="dot", dense="patches")
-KERNEL_CPU = Form("kernel", "dot", "kernel", "kernel", "kernel", "kernel")
+KERNEL_CPU = Form(
+    depthwise="kernel",
+    pointwise="dot",
+    dense="kernel",
+    sums="kernel",
+    split="kernel",
+    network="kernel",
+)
 
 _FORM = contextvars.ContextVar("form", default=None)  # None: by backend
 

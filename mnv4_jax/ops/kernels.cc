@@ -160,17 +160,6 @@ void add_products(int64_t m, int64_t n, const Products& p, const float* a, const
   rows(std::integral_constant<int, 1>{});
 }
 
-// Rows first ... first + count - 1 of image b of x with its zero border: [count, w + 2 pad, c].
-void padded(const Shape& s, const float* x, int64_t b, int64_t first, int64_t count,
-            std::vector<float>& to) {
-  const int64_t row = (s.w + 2 * s.pad) * s.c;
-  to.assign(count * row, 0.f);
-  for (int64_t i = 0; i < count; ++i)
-    if (const int64_t y = first + i - s.pad; y >= 0 && y < s.h)
-      std::memcpy(to.data() + i * row + s.pad * s.c, x + (b * s.h + y) * s.w * s.c,
-                  s.w * s.c * sizeof(float));
-}
-
 ffi::Error dense(ffi::ThreadPool pool, Array x, Array k, int64_t stride, int64_t pad, Result y) {
   const Shape s(x.dimensions(), k.dimensions(), y->dimensions(), stride, pad);
   const int64_t row = (s.w + 2 * s.pad) * s.c, window = s.kw * s.c;
@@ -181,7 +170,8 @@ ffi::Error dense(ffi::ThreadPool pool, Array x, Array k, int64_t stride, int64_t
     const int64_t b = task / blocks, first = task % blocks * kRows;
     const int64_t rows = std::min(kRows, s.oh - first);
     thread_local std::vector<float> image;
-    padded(s, x.typed_data(), b, first * s.stride, (rows - 1) * s.stride + s.kh, image);
+    padded(x.typed_data() + b * s.h * s.w * s.c, s.h, s.w, s.c, s.pad, first * s.stride,
+           (rows - 1) * s.stride + s.kh, image);
     float* out = y->typed_data() + (b * s.oh + first) * s.ow * s.n;
     std::fill_n(out, rows * s.ow * s.n, 0.f);
     for (int64_t oy = 0; oy < rows; ++oy)
@@ -223,7 +213,7 @@ ffi::Error dense_dk(ffi::ThreadPool pool, Array x, Array dy, int64_t stride, int
     thread_local std::vector<float> image;
     float* sum = sums.data() + part * size;
     for (int64_t b = part; b < s.batch; b += parts) {
-      padded(s, x.typed_data(), b, 0, s.h + 2 * s.pad, image);
+      padded(x.typed_data() + b * s.h * s.w * s.c, s.h, s.w, s.c, s.pad, 0, s.h + 2 * s.pad, image);
       for (int64_t oy = 0; oy < s.oh; ++oy)
         for (int64_t i = 0; i < s.kh; ++i)
           add_products(window, s.n, products, image.data() + (oy * s.stride + i) * row,

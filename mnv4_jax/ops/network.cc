@@ -93,48 +93,29 @@ void products(int64_t m, int64_t n, const Windows& windows, const float* a, cons
     }
 }
 
-// Rows first ... end - 1 of the output, from x, the whole input of the layer.
+// Rows first ... end - 1 and panels p ... p_end - 1 of the output, from x, the whole input.
 void dense(const Layer& l, const float* kernel, const float* x, After after, float* out,
-           int64_t first, int64_t end) {
-  const int64_t ow = l.ow(), pad = l.pad(), panels = panels_of(l);
-  const float* bias = kernel + l.k * l.k * l.c * panels * kPanel;
+           int64_t first, int64_t end, int64_t p, int64_t p_end) {
+  const int64_t ow = l.ow(), pad = l.pad();
+  const float* bias = kernel + l.k * l.k * l.c * panels_of(l) * kPanel;
   if (l.pointwise()) {
-    products((end - first) * ow, l.n, {1, l.c, 0, l.c}, x + first * ow * l.c, kernel, 0, panels,
+    products((end - first) * ow, l.n, {1, l.c, 0, l.c}, x + first * ow * l.c, kernel, p, p_end,
              bias, after, out);
     return;
   }
   constexpr int64_t kBand = 4;  // rows of the output whose input is padded at once, in the cache
-  const int64_t row = (l.w + 2 * pad) * l.c, edge = pad * l.c;
+  const int64_t row = (l.w + 2 * pad) * l.c;
   const Windows windows{l.k, l.k * l.c, row, l.stride * l.c};
   thread_local std::vector<float> band;
-  band.resize(((kBand - 1) * l.stride + l.k) * row);
   for (int64_t oy = first; oy < end; ++oy) {
     const int64_t inside = (oy - first) % kBand * l.stride;
-    if (inside == 0) {
-      const int64_t rows = (std::min(kBand, end - oy) - 1) * l.stride + l.k;
-      for (int64_t i = 0; i < rows; ++i) {
-        float* to = band.data() + i * row;
-        const int64_t iy = oy * l.stride - pad + i;
-        if (iy < 0 || iy >= l.h) {
-          std::fill_n(to, row, 0.f);
-          continue;
-        }
-        std::fill_n(to, edge, 0.f);
-        std::copy_n(x + iy * l.w * l.c, l.w * l.c, to + edge);
-        std::fill_n(to + row - edge, edge, 0.f);
-      }
-    }
-    products(ow, l.n, windows, band.data() + inside * row, kernel, 0, panels, bias, after, out);
+    if (inside == 0)
+      padded(x, l.h, l.w, l.c, pad, oy * l.stride,
+             (std::min(kBand, end - oy) - 1) * l.stride + l.k, band);
+    products(ow, l.n, windows, band.data() + inside * row, kernel, p, p_end, bias, after, out);
     out += ow * l.n;
     if (after.add) after.add += ow * l.n;
   }
-}
-
-// Panels first ... end - 1 of a pointwise layer: where there are few rows, threads share these.
-void dense_panels(const Layer& l, const float* kernel, const float* x, After after, float* out,
-                  int64_t first, int64_t end) {
-  products(l.h * l.w, l.n, {1, l.c, 0, l.c}, x, kernel, first, end,
-           kernel + l.c * panels_of(l) * kPanel, after, out);
 }
 
 // --- depthwise: kernel [k, k, c], then the bias
@@ -189,27 +170,21 @@ struct Network {
   const float* weights;
   ffi::Span<const int64_t> sizes;  // of the buffers, in floats
 
-  // Rows first ... end - 1 of a layer's output.
-  void run(const Layer& l, float* const* slots, int64_t first, int64_t end) const {
+  // Share `i` of `n` of a layer: some of its rows, or of its panels where there are few rows.
+  void run(const Layer& l, float* const* slots, int64_t i, int64_t n) const {
+    constexpr int64_t kFewRows = 8;
+    const int64_t rows = l.oh(), panels = panels_of(l);
+    const bool by_panels = l.pointwise() && rows < kFewRows;
+    const int64_t first = by_panels ? 0 : i * rows / n, end = by_panels ? rows : (i + 1) * rows / n;
+    const int64_t p = by_panels ? i * panels / n : 0;
+    const int64_t p_end = by_panels ? (i + 1) * panels / n : panels;
     const int64_t skip = first * l.ow() * l.n;
     const After after{l.add < 0 ? nullptr : slots[l.add] + skip, l.relu != 0};
+    float* out = slots[l.out] + skip;
     if (l.depthwise)
-      depthwise(l, weights + l.weights, slots[l.in], slots[l.out] + skip, first, end);
+      depthwise(l, weights + l.weights, slots[l.in], out, first, end);
     else
-      dense(l, weights + l.weights, slots[l.in], after, slots[l.out] + skip, first, end);
-  }
-
-  // Share `i` of `n` of a layer.
-  void run_share(const Layer& l, float* const* slots, int64_t i, int64_t n) const {
-    constexpr int64_t kFewRows = 8;
-    if (l.pointwise() && l.oh() < kFewRows) {
-      const After after{l.add < 0 ? nullptr : slots[l.add], l.relu != 0};
-      const int64_t panels = panels_of(l);
-      dense_panels(l, weights + l.weights, slots[l.in], after, slots[l.out], i * panels / n,
-                   (i + 1) * panels / n);
-    } else {
-      run(l, slots, i * l.oh() / n, (i + 1) * l.oh() / n);
-    }
+      dense(l, weights + l.weights, slots[l.in], after, out, first, end, p, p_end);
   }
 
   // The buffers of this thread, behind the input and the result of a picture.
@@ -238,7 +213,7 @@ struct Network {
     auto work = [shared, this, count = count, threads, all = all.data()] {
       for (int64_t l = 0; l < count; ++l) {
         for (int64_t i; (i = shared->next[l]++) < threads; ++shared->done[l])
-          run_share(layers[l], all, i, threads);
+          run(layers[l], all, i, threads);
         for (int64_t turns = 1; shared->done[l] < threads; ++turns)
           if (turns % 10000 == 0) std::this_thread::yield();
       }
@@ -262,8 +237,7 @@ ffi::Error network(ffi::ThreadPool pool, Array x, Array weights, ffi::Span<const
   }
   parallel_for(pool, batch, [&](int64_t b) {
     const auto slots = net.slots(x.typed_data() + b * in, y->typed_data() + b * out);
-    for (int64_t l = 0; l < net.count; ++l)
-      net.run(net.layers[l], slots.data(), 0, net.layers[l].oh());
+    for (int64_t l = 0; l < net.count; ++l) net.run(net.layers[l], slots.data(), 0, 1);
   });
   return ffi::Error::Success();
 }

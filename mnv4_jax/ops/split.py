@@ -1,8 +1,8 @@
 """The arrays that a vector holds one after the other.
 
 XLA:CPU fuses a slice into each operation that reads it. So identical layers read the vector at
-different places, and each needs kernels of its own. A C++ call that copies all arrays at once (1 ms
-for the default network) leaves half of the kernels to compile, in half of the time.
+different places, and each needs kernels of its own. A C++ call that copies all arrays at once
+leaves 272 of 466 kernels; the default step compiles in 7.5 s in place of 9.9.
 """
 
 import math

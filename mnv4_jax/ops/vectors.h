@@ -45,6 +45,25 @@ void parallel_for(ffi::ThreadPool& pool, int64_t n, const Task& task) {
   shared->all_done.wait(lock, [&] { return shared->done == n; });
 }
 
+// Rows first ... first + count - 1 of a picture x [h, w, c] inside a border of `pad` zeros: fills `to`,
+// [count, w + 2 pad, c].
+inline void padded(const float* x, int64_t h, int64_t w, int64_t c, int64_t pad, int64_t first,
+                   int64_t count, std::vector<float>& to) {
+  const int64_t row = (w + 2 * pad) * c, edge = pad * c;
+  to.resize(count * row);
+  for (int64_t i = 0; i < count; ++i) {
+    float* begin = to.data() + i * row;
+    const int64_t y = first + i - pad;
+    if (y < 0 || y >= h) {
+      std::fill_n(begin, row, 0.f);
+      continue;
+    }
+    std::fill_n(begin, edge, 0.f);
+    std::copy_n(x + y * w * c, w * c, begin + edge);
+    std::fill_n(begin + row - edge, edge, 0.f);
+  }
+}
+
 template <int L>
 struct Lanes {
   typedef float type __attribute__((vector_size(4 * L), aligned(4), may_alias));

@@ -245,9 +245,12 @@ FAULTS = [
         ("the mean not folded in", "* factor, bias - mean * factor", "* factor, bias", FOLDED),
     ),
     *_of(
+        "mnv4_jax/ops/vectors.h",
+        ("a border that is left over from the picture before", "      std::fill_n(begin, row, 0.f);\n      continue;", "      continue;", FOLDED),
+    ),
+    *_of(
         "mnv4_jax/ops/network.cc",
-        ("a border that is left over from the picture before", "          std::fill_n(to, row, 0.f);\n          continue;", "          continue;", FOLDED),
-        ("the share of the last thread lost", "(i + 1) * l.oh() / n);", "i * l.oh() / n + l.oh() / n);", FOLDED),
+        ("the share of the last thread lost", "rows : (i + 1) * rows / n;", "rows : i * rows / n + rows / n;", FOLDED),
     ),
     *_of(
         "mnv4_jax/ops/norm.py",
