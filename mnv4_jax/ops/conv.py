@@ -102,8 +102,8 @@ def form_for(dtype) -> Form:
     if jax.default_backend() != "cpu":
         return NATIVE
     # XLA cannot split a C++ call over devices: with several it would gather the whole batch on each
-    alone = jax.device_count() == 1
-    return KERNEL_CPU if alone and dtype == jnp.float32 and kernels.available() else PURE_CPU
+    fits = jax.device_count() == 1 and dtype == jnp.float32
+    return KERNEL_CPU if fits and kernels.available("kernels.cc") else PURE_CPU
 
 
 def reference(x, kernel, *, stride: int = 1, padding: int | None = None, groups: int = 1):

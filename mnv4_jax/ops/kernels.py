@@ -37,7 +37,7 @@ def prepare(*sources: str) -> None:
 
 
 @functools.cache
-def available(source: str = "kernels.cc") -> bool:
+def available(source: str) -> bool:
     """Whether the kernels of a file are available; builds and registers them at the first call."""
     try:
         library = ctypes.CDLL(str(_build(source)))

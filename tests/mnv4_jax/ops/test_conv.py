@@ -62,7 +62,7 @@ WIDE = [  # vectors of every width, and windows of them that overlap in dx
 
 @pytest.mark.parametrize("case", [*CASES, *WIDE])
 def test_kernels_equal_reference(case):
-    if not kernels.available():
+    if not kernels.available("kernels.cc"):
         pytest.skip("no C++ compiler")
     x, kernel, options = _inputs(case, jnp.float32)
     with conv.use(conv.KERNEL_CPU):
@@ -102,7 +102,7 @@ def test_other_groups_are_refused():
         conv.conv2d(jnp.zeros((1, 4, 4, 4)), jnp.zeros((3, 3, 2, 4)), groups=2)
 
 
-@pytest.mark.skipif(not kernels.available(), reason="there is no compiler here")
+@pytest.mark.skipif(not kernels.available("kernels.cc"), reason="there is no compiler here")
 def test_where_no_cache_can_be_written_the_kernels_are_built_for_this_process(
     monkeypatch, tmp_path, caplog
 ):
@@ -115,6 +115,6 @@ def test_where_no_cache_can_be_written_the_kernels_are_built_for_this_process(
 def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("CXX", "/bin/false")
     monkeypatch.setenv("MNV4_CACHE", str(tmp_path))
-    assert not kernels.available.__wrapped__()
+    assert not kernels.available.__wrapped__("kernels.cc")
     assert "cannot be built" in caplog.text
     assert not list(tmp_path.rglob("*.so"))

@@ -10,7 +10,7 @@ SHAPES = [(2, 3), (), (1, 4, 1), (5,), (0,), (3,)]
 
 @pytest.mark.parametrize("form", [conv.KERNEL_CPU, conv.NATIVE], ids=["kernel", "native"])
 def test_the_parts_of_a_vector_in_their_order(form):
-    if form.split == "kernel" and not kernels.available():
+    if form.split == "kernel" and not kernels.available("kernels.cc"):
         pytest.skip("no C++ compiler")
     vector = np.random.default_rng(0).standard_normal(25, np.float32)  # six more than are asked for
     with conv.use(form):
@@ -24,7 +24,7 @@ def test_the_parts_of_a_vector_in_their_order(form):
 
 
 def test_parts_that_are_longer_than_the_vector_are_refused():
-    if not kernels.available():
+    if not kernels.available("kernels.cc"):
         pytest.skip("no C++ compiler")
     program = jax.jit(lambda vector: kernels.split(vector, [(3,), (3,)]))
     with pytest.raises(Exception, match="longer than the vector"):

@@ -182,7 +182,7 @@ def test_a_step_on_attacked_pictures_moves_the_weights_another_way(method):
         program = Program(config, mesh, 1e-3, objective)
         state = jax.jit(program.init)(fresh_weights(config))
         # As on a CPU with one device: the C++ convolutions have no second derivative.
-        with conv.use(conv.KERNEL_CPU if kernels.available() else conv.PURE_CPU):
+        with conv.use(conv.KERNEL_CPU if kernels.available("kernels.cc") else conv.PURE_CPU):
             state, metrics = jax.jit(program.step)(state, put_batch(batch, mesh))
         assert np.isfinite(metrics["loss"])
         results.append(jax.device_get(state.weights["decayed"]))
