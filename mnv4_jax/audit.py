@@ -22,7 +22,7 @@ from input_pipeline.cli import UserError
 from input_pipeline.faces import FaceFinder, largest
 from input_pipeline.mixtures import Mixture
 from mnv4_jax.config import parse_flags, train_transform
-from mnv4_jax.models.weights import to_float
+from mnv4_jax.models.classifier import to_float
 from mnv4_jax.training.augment import vary
 
 flags.DEFINE_integer("pictures", 100, "of each class of each set", lower_bound=2)

@@ -16,7 +16,7 @@ from flax import nnx
 from input_pipeline.sources import Source
 from mnv4_jax.detector.detector import Detector
 from mnv4_jax.models.vit import Tokens
-from mnv4_jax.models.weights import as_input, merge, split
+from mnv4_jax.models.weights import merge, split
 
 # RGB of evidence for fake and for real, as in the report's plots.
 FAKE_COLOUR, REAL_COLOUR = (234, 88, 12), (37, 99, 235)
@@ -53,7 +53,7 @@ def _explain(graphdef: nnx.GraphDef):
     @jax.jit
     def run(weights, images):
         model = merge(graphdef, weights)
-        features = model.features(as_input(images, weights))
+        features = model.features(images)
         if isinstance(features, Tokens):  # a transformer: tokens without a position stay fixed
             head = lambda grid: model.head(features._replace(grid=grid))  # noqa: E731
             return grad_cam(head, features.grid)

@@ -36,6 +36,11 @@ def compute_dtype(config: ConfigDict):
     return jnp.dtype(config.model.dtype)
 
 
+def to_float(images: jax.Array, dtype=jnp.float32) -> jax.Array:
+    """[..., 3] uint8 pixels -> float in [0, 1]."""
+    return images.astype(dtype) / 255
+
+
 class Classifier(nnx.Module):
     """nnx.Param and nnx.BatchStat hold every array, so `nnx.split` by them leaves nothing over."""
 
@@ -58,7 +63,7 @@ class Classifier(nnx.Module):
         """Logits of pictures.
 
         Args:
-          images: [B, H, W, 3] float in [0, 1], RGB.
+          images: [B, H, W, 3] uint8, or float in [0, 1], RGB.
           train: BatchNorm uses the batch and updates its running statistics; applies dropout and
             stochastic depth.
           key: PRNG key of the last two.
@@ -69,7 +74,7 @@ class Classifier(nnx.Module):
         return self.backbone(self.inputs(images), train=train, key=key)
 
     def features(self, images):
-        """[B, H, W, 3] in [0, 1] -> the last spatial features, in evaluation mode: the last stage's
+        """[B, H, W, 3] pictures -> the last spatial features, in evaluation mode: the last stage's
         output [B, h, w, C], or a transformer's `Tokens`."""
         return self.backbone.features(self.inputs(images))
 
@@ -78,7 +83,9 @@ class Classifier(nnx.Module):
         return self.backbone.classify(features)
 
     def inputs(self, images):
-        """[B, H, W, 3] in [0, 1] -> [B, H, W, 3 + K] in the dtype of computation."""
+        """[B, H, W, 3] pictures -> [B, H, W, 3 + K] in the dtype of computation."""
+        if images.dtype == jnp.uint8:
+            images = to_float(images, jnp.promote_types(self.dtype, jnp.float32))
         gabor = self.gabor
         if gabor is not None:
             responses = gabor.gain * gabor.responses(images)

@@ -1,9 +1,10 @@
-"""MobileNetV4 in evaluation mode as two C++ calls, for XLA:CPU: its convolutions, and its head.
+"""MobileNetV4 in evaluation mode as one C++ call (ops/network.cc), for XLA:CPU.
 
-BatchNorm is folded into the kernels once. Then a thread takes a picture through all convolutions
-(ops/network.cc), which add bias and shortcut and apply ReLU where they write a result.
+BatchNorm is folded into the kernels once. Then a thread takes a picture through all convolutions,
+which add bias and shortcut and apply ReLU where they write a result.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -18,38 +19,27 @@ from mnv4_jax.models.mobilenetv4 import MobileAttention, MobileNetV4
 from mnv4_jax.ops import kernels
 from mnv4_jax.ops.conv import form_for
 
-_INPUT, _RESULT, _NONE = 0, 1, -1  # places of activations; from 2 on they are buffers
+_BUFFERS = range(kernels.BUFFERS, kernels.BUFFERS + 3)  # a block's input, a layer's, its output
+_ALIGNED = 16  # floats, a cache line, which no vector of a kernel should cross
 
 
 class _Step(NamedTuple):
-    """A convolution and what follows it."""
+    """A layer of network.cc, wherever it stands."""
 
-    k: int
-    stride: int
-    depthwise: bool
+    kind: int
     inputs: int
     outputs: int
-    relu: bool
+    k: int = 1
+    stride: int = 1
+    relu: bool = False
     first: bool = True  # of its block
     adds: bool = False  # the block's input to its result
 
-    @property
-    def size(self) -> int:
-        """Floats of its kernel and bias, as `_laid_out` returns them."""
-        if self.depthwise:
-            return self.outputs * (self.k**2 + 1)
-        filled = self.outputs + -self.outputs % kernels.panel()
-        return filled * (self.k**2 * self.inputs + 1)
 
-
-def folded(model: Classifier) -> Classifier:
-    """The same classifier for evaluation, its backbone a `Folded` one where that is faster: float32
-    on a single CPU, of convolutions alone, where the C++ can be built. Else `model` itself."""
-    if not _foldable(model):
-        return model
-    copy = nnx.merge(*nnx.split(model))
-    copy.backbone = Folded(model.backbone)
-    return copy
+def folded(model: Classifier) -> "Classifier | Folded":
+    """The same classifier for evaluation, a `Folded` one where that is faster: float32 on a single
+    CPU, of convolutions alone, where the C++ can be built. Else `model` itself."""
+    return Folded(model) if _foldable(model) else model
 
 
 def _foldable(model: Classifier) -> bool:
@@ -64,46 +54,54 @@ def _foldable(model: Classifier) -> bool:
 
 
 class Folded(nnx.Module):
-    """`backbone` in evaluation mode; `weights` [N] holds the kernels and biases of all layers."""
+    """A classifier in evaluation mode; `weights` [N] holds the kernels and biases of all layers."""
 
-    def __init__(self, backbone: MobileNetV4):
-        convolutions = list(_convolutions(backbone))
-        head, classifier = backbone.conv_head, backbone.classifier
-        self.steps = tuple(step for *_, step in convolutions)
-        self.head_steps = (
-            _step(head, relu=True),
-            _Step(1, 1, False, *classifier.kernel.shape, False),
-        )
-        folded = [_without_norm(conv, norm) for conv, norm, _ in convolutions]
-        folded.append(_without_norm(head, backbone.norm_head))
-        folded.append((np.asarray(classifier.kernel[...]), np.asarray(classifier.bias[...])))
-        steps = self.steps + self.head_steps
-        arrays = [_laid_out(step, *pair) for step, pair in zip(steps, folded, strict=True)]
-        self.weights = nnx.Param(np.concatenate(arrays).astype(np.float32))
+    def __init__(self, model: Classifier):
+        self.front = nnx.merge(*nnx.split(model))
+        self.front.backbone = None
+        layers = [*_layers(model.backbone)]
+        if model.gabor is None:
+            mean, std = (np.asarray(values) for values in model.normalisation)
+            factors = np.concatenate([1 / (255 * std), -mean / std])
+            layers.insert(0, (_Step(kernels.BYTES, 3, 3), factors))
+        steps, arrays = zip(*layers, strict=True)
+        arrays = [np.pad(x, (0, -len(x) % _ALIGNED)).astype(np.float32) for x in arrays]
+        self.steps = steps
+        self.starts = (0, *itertools.accumulate(map(len, arrays[:-1])))
+        self.weights = nnx.Param(np.concatenate(arrays))
 
-    def __call__(self, x, *, train: bool = False, key=None):
-        """[B, H, W, inputs] float32, normalised -> [B, classes] logits."""
-        features = _network(x, self.weights[...], self.steps, start=0)
-        pooled = jnp.mean(features, axis=(1, 2))[None, None]  # the batch as a row of one picture
-        start = sum(step.size for step in self.steps)
-        return _network(pooled, self.weights[...], self.head_steps, start)[0, 0]
+    def __call__(self, images):
+        """[B, H, W, 3] uint8 -> [B, 2] logits: fake, real."""
+        x = images if self.front.gabor is None else self.front.inputs(images)
+        return _network(x, self.weights[...], self.steps, self.starts)
 
 
-def _convolutions(backbone: MobileNetV4) -> Iterator[tuple[Conv, BatchNorm, _Step]]:
-    yield backbone.conv_stem, backbone.bn1, _step(backbone.conv_stem, relu=True)
+def _layers(backbone: MobileNetV4) -> Iterator[tuple[_Step, np.ndarray]]:
+    """Each layer, with its kernel and bias as network.cc reads them."""
+
+    def layer(conv, norm, **rest):
+        k, _, inputs, outputs = conv.kernel.shape
+        kind = kernels.DENSE if conv.groups == 1 else kernels.DEPTHWISE
+        inputs = inputs if kind == kernels.DENSE else outputs
+        step = _Step(kind, inputs, outputs, k, conv.stride, **rest)
+        return step, _laid_out(step, *_without_norm(conv, norm))
+
+    yield layer(backbone.conv_stem, backbone.bn1, relu=True)
     for stage in backbone.blocks:
         for block in stage:
             convolutions = block.convolutions()
             last = len(convolutions) - 1
             for i, (conv, norm, relu) in enumerate(convolutions):
                 adds = block.residual and i == last
-                yield conv, norm, _step(conv, relu=relu, first=i == 0, adds=adds)
-
-
-def _step(conv: Conv, **rest) -> _Step:
-    k, _, _, outputs = conv.kernel.shape
-    inputs = outputs if conv.groups > 1 else conv.kernel.shape[2]
-    return _Step(k, conv.stride, conv.groups > 1, inputs, outputs, **rest)
+                yield layer(conv, norm, relu=relu, first=i == 0, adds=adds)
+    channels = backbone.conv_head.kernel.shape[2]
+    yield _Step(kernels.MEAN, channels, channels), np.zeros(0)
+    yield layer(backbone.conv_head, backbone.norm_head, relu=True)
+    kernel, bias = (
+        np.asarray(x[...]) for x in (backbone.classifier.kernel, backbone.classifier.bias)
+    )
+    step = _Step(kernels.DENSE, *kernel.shape)
+    yield step, _laid_out(step, kernel, bias)
 
 
 def _without_norm(conv: Conv, norm: BatchNorm) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +116,7 @@ def _without_norm(conv: Conv, norm: BatchNorm) -> tuple[np.ndarray, np.ndarray]:
 def _laid_out(step: _Step, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Kernel and bias as network.cc reads them: a dense kernel [k, k, Cin, Cout] as panels of
     columns, [Cout / panel, k * k * Cin, panel], the last one filled up with zeros."""
-    if not step.depthwise:
+    if step.kind == kernels.DENSE:
         columns = kernels.panel()
         missing = -len(bias) % columns
         kernel = np.pad(kernel.reshape(-1, len(bias)), ((0, 0), (0, missing)))
@@ -127,34 +125,38 @@ def _laid_out(step: _Step, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
     return np.concatenate([kernel.ravel(), bias])
 
 
-def _network(x: jax.Array, weights: jax.Array, steps: Sequence[_Step], start: int) -> jax.Array:
-    """x [B, H, W, C] through `steps`, whose weights begin at `start`."""
-    batch, h, w, channels = x.shape
-    layers, sizes, place, block = [], {}, _INPUT, _INPUT
-    for step in steps:
+def _network(
+    x: jax.Array, weights: jax.Array, steps: Sequence[_Step], starts: Sequence[int]
+) -> jax.Array:
+    """x [B, H, W, C] through `steps`, whose weights begin at `starts` -> [B, classes]."""
+    batch, h, w, _ = x.shape
+    layers, sizes = [], dict.fromkeys(_BUFFERS, 0)
+    place = block = kernels.INPUT
+    for step, start in zip(steps, starts, strict=True):
         if step.first:
             block = place
-        out = next(i for i in (2, 3, 4) if i not in (place, block))
-        layers.append(
-            kernels.Layer(
-                depthwise=step.depthwise,
-                source=place,
-                add=block if step.adds else _NONE,
-                out=out,
-                h=h,
-                w=w,
-                c=step.inputs,
-                k=step.k,
-                stride=step.stride,
-                n=step.outputs,
-                relu=step.relu,
-                weights=start,
-            )
+        out = next(i for i in _BUFFERS if i not in (place, block))
+        layer = kernels.Layer(
+            kind=step.kind,
+            source=place,
+            add=block if step.adds else -1,
+            out=out,
+            h=h,
+            w=w,
+            c=step.inputs,
+            k=step.k,
+            stride=step.stride,
+            n=step.outputs,
+            relu=step.relu,
+            weights=start,
         )
-        start += step.size
-        h, w, channels = (h - 1) // step.stride + 1, (w - 1) // step.stride + 1, step.outputs
-        sizes[out] = max(sizes.get(out, 0), h * w * channels)
-        place = out
-    layers[-1] = layers[-1]._replace(out=_RESULT)
-    sizes = [sizes.get(i, 0) for i in (2, 3, 4)]
-    return kernels.network(x, weights, layers, sizes, (batch, h, w, channels))
+        if step.kind == kernels.MEAN:
+            layer = layer._replace(stride=max(h, w), out=kernels.MEANS)
+            h, w = 1, batch
+        else:
+            h, w = (h - 1) // step.stride + 1, (w - 1) // step.stride + 1
+            sizes[out] = max(sizes[out], h * w * step.outputs)
+        layers.append(layer)
+        place = layer.out
+    layers[-1] = layers[-1]._replace(out=kernels.RESULT)
+    return kernels.network(x, weights, layers, list(sizes.values()), (batch, steps[-1].outputs))

@@ -1,7 +1,6 @@
 """A model as graph definition and arrays: split, merged, freshly drawn, and applied to pictures."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -30,18 +29,8 @@ def fresh_weights(config: ConfigDict) -> dict[str, nnx.State]:
     return split(model)[1]
 
 
-def to_float(images: jax.Array, dtype=jnp.float32) -> jax.Array:
-    """[..., 3] uint8 pixels -> float in [0, 1]."""
-    return images.astype(dtype) / 255
-
-
-def as_input(images: jax.Array, weights: dict[str, nnx.State]) -> jax.Array:
-    """[..., 3] uint8 pixels -> float in [0, 1], of the dtype of `weights`: float32 or float64."""
-    return to_float(images, jax.tree.leaves(weights)[0].dtype)
-
-
 def eval_step(
     weights: dict[str, nnx.State], images: jax.Array, *, graphdef: nnx.GraphDef
 ) -> jax.Array:
     """[B, H, W, 3] uint8 pictures -> [B, 2] logits (fake, real), in evaluation mode."""
-    return merge(graphdef, weights)(as_input(images, weights))
+    return merge(graphdef, weights)(images)

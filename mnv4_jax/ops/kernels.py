@@ -123,12 +123,17 @@ def split(vector, shapes: list[tuple[int, ...]]) -> list[jax.Array]:
     return jax.ffi.ffi_call("mnv4_split", results, vmap_method="sequential")(vector)
 
 
-class Layer(NamedTuple):
-    """A convolution of `network`, with `k // 2` zeros around its input [h, w, c]; bias, shortcut
-    and ReLU follow it."""
+BYTES, DENSE, DEPTHWISE, MEAN = range(4)
+INPUT, MEANS, RESULT, BUFFERS = range(4)
 
-    depthwise: bool
-    source: int  # of activations: 0 the input, 1 the result, from 2 on a buffer
+
+class Layer(NamedTuple):
+    """A layer of `network` on [h, w, c]: pixels to be scaled and shifted, a convolution inside
+    `k // 2` zeros and the bias, shortcut and ReLU behind it, or the mean of the positions, with a
+    stride of all of them."""
+
+    kind: int
+    source: int  # of activations: INPUT, MEANS, RESULT, or a buffer from BUFFERS on
     add: int  # likewise, the shortcut; -1: none
     out: int  # likewise
     h: int
@@ -144,12 +149,12 @@ class Layer(NamedTuple):
 def network(
     x, weights, layers: Sequence[Layer], sizes: Sequence[int], shape: tuple[int, ...]
 ) -> jax.Array:
-    """x [B, H, W, C] float32 through `layers` -> `shape`.
+    """x [B, H, W, C] float32, or uint8 if the first layer is `BYTES`, through `layers` -> `shape`.
 
     Args:
       x: the pictures.
-      weights: [N] float32, as `models.folded.fold` lays them out.
-      layers: in order.
+      weights: [N] float32, as `models.folded` lays them out.
+      layers: in order. One is a mean; those behind it take the batch as a row of one picture.
       sizes: of the buffers, in floats.
       shape: of the result.
     """

@@ -1,21 +1,38 @@
 // A convolutional network in evaluation mode, for XLA:CPU: float32, NHWC, BatchNorm folded into the
 // kernels, which are laid out as `folded.py` does.
 //
-// A thread takes a picture through all layers: its activations stay in the cache, and no thread
-// waits for another. The work of a single picture is shared out layer by layer.
+// A thread takes a picture through all layers up to the mean of its positions: its activations stay
+// in the cache, and no thread waits for another. The head behind it takes all pictures at once, since
+// its kernels are large. A head, and all layers of a single picture, are shared out layer by layer.
 
 #include <thread>
 
 #include "vectors.h"
 
-struct Layer {  // in, add and out: 0 is the input, 1 the result, from 2 on buffers; add: -1 is none
-  int64_t depthwise, in, add, out, h, w, c, k, stride, n, relu, weights;
+enum Kind : int64_t { kBytes, kDense, kDepthwise, kMean };
 
-  bool pointwise() const { return !depthwise && k == 1 && stride == 1; }
+// in, add and out: 0 is the input, 1 the means, 2 the result, from 3 on buffers; add: -1 is none
+struct Layer {
+  Kind kind;
+  int64_t in, add, out, h, w, c, k, stride, n, relu, weights;
+
+  bool pointwise() const { return kind == kDense && k == 1 && stride == 1; }
   int64_t pad() const { return (k - 1) / 2; }
   int64_t oh() const { return (h - 1) / stride + 1; }
   int64_t ow() const { return (w - 1) / stride + 1; }
 };
+
+// --- bytes: a scale [c] and a shift [c]
+
+// Rows first ... end - 1 of a picture of bytes, normalised.
+void bytes(const Layer& l, const float* factors, const uint8_t* x, float* out, int64_t first,
+           int64_t end) {
+  const int64_t row = l.w * l.c;
+  std::vector<float> scale(row), shift(row);
+  for (int64_t i = 0; i < row; ++i) scale[i] = factors[i % l.c], shift[i] = factors[l.c + i % l.c];
+  for (x += first * row; first < end; ++first, x += row, out += row)
+    for (int64_t i = 0; i < row; ++i) out[i] = x[i] * scale[i] + shift[i];
+}
 
 // --- dense: the columns of a kernel lie in panels, [n / kPanel, k * k * c, kPanel], then the bias
 
@@ -40,18 +57,25 @@ struct After {  // what follows a product
 template <int R>
 void tile(const Windows& a_of, const float* a, const float* panel, const float* bias,
           const After& after, int64_t columns, int64_t row, float* c) {
+  constexpr int64_t kAhead = 1024;  // floats; the head's kernels come from far
   using V = Lanes<kLanes>::type;
   V sum[R][2];
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < 2; ++j) sum[r][j] = *(const V*)(bias + j * kLanes);
-  for (int64_t tap = 0; tap < a_of.taps; ++tap, a += a_of.tap)
+  for (int64_t tap = 0; tap < a_of.taps; ++tap, a += a_of.tap) {
+    const float* base[(R + 2) / 3];  // three windows a base: fewer addresses to add to
+    for (int g = 0; g < (R + 2) / 3; ++g) base[g] = a + 3 * g * a_of.step;
     for (int64_t i = 0; i < a_of.k; ++i, panel += kPanel) {
+      const int64_t at[3] = {i, i + a_of.step, i + 2 * a_of.step};
+      for (int j = 0; j < kPanel; j += kLanes) __builtin_prefetch(panel + kAhead + j);
       const V left = *(const V*)panel, right = *(const V*)(panel + kLanes);
       for (int r = 0; r < R; ++r) {
-        sum[r][0] += a[r * a_of.step + i] * left;
-        sum[r][1] += a[r * a_of.step + i] * right;
+        const float x = base[r / 3][at[r % 3]];
+        sum[r][0] += x * left;
+        sum[r][1] += x * right;
       }
     }
+  }
   for (int r = 0; r < R; ++r)
     if (columns == kPanel) {
       for (int j = 0; j < 2; ++j) {
@@ -162,11 +186,20 @@ void depthwise(const Layer& l, const float* kernel, const float* x, float* out, 
     }
 }
 
+// Columns first ... end - 1 of the mean of a picture's positions.
+void mean(const Layer& l, const float* x, float* out, int64_t first, int64_t end) {
+  const int64_t positions = l.h * l.w;
+  for_lanes(end, [&](auto lanes, int64_t c) {
+    using V = typename decltype(lanes)::type;
+    V sum{};
+    for (int64_t i = 0; i < positions; ++i) sum += *(const V*)(x + i * l.c + c);
+    *(V*)(out + c) = sum / (float)positions;
+  }, first);
+}
+
 // --- the network
 
 struct Network {
-  const Layer* layers;
-  int64_t count;
   const float* weights;
   ffi::Span<const int64_t> sizes;  // of the buffers, in floats
 
@@ -174,24 +207,28 @@ struct Network {
   void run(const Layer& l, float* const* slots, int64_t i, int64_t n) const {
     constexpr int64_t kFewRows = 8;
     const int64_t rows = l.oh(), panels = panels_of(l);
-    const bool by_panels = l.pointwise() && rows < kFewRows;
+    const bool by_panels = l.kind == kMean || (l.pointwise() && rows < kFewRows);
     const int64_t first = by_panels ? 0 : i * rows / n, end = by_panels ? rows : (i + 1) * rows / n;
     const int64_t p = by_panels ? i * panels / n : 0;
     const int64_t p_end = by_panels ? (i + 1) * panels / n : panels;
     const int64_t skip = first * l.ow() * l.n;
     const After after{l.add < 0 ? nullptr : slots[l.add] + skip, l.relu != 0};
     float* out = slots[l.out] + skip;
-    if (l.depthwise)
+    if (l.kind == kBytes)
+      bytes(l, weights + l.weights, (const uint8_t*)slots[l.in], out, first, end);
+    else if (l.kind == kMean)
+      mean(l, slots[l.in], out, p * kPanel, std::min(p_end * kPanel, l.n));
+    else if (l.kind == kDepthwise)
       depthwise(l, weights + l.weights, slots[l.in], out, first, end);
     else
       dense(l, weights + l.weights, slots[l.in], after, out, first, end, p, p_end);
   }
 
-  // The buffers of this thread, behind the input and the result of a picture.
-  std::vector<float*> slots(const float* x, float* y) const {
+  // The places of activations; the buffers are this thread's.
+  std::vector<float*> slots(const void* x, float* means, float* y) const {
     thread_local std::vector<std::vector<float>> buffers;
     if (buffers.size() < sizes.size()) buffers.resize(sizes.size());
-    std::vector<float*> all{const_cast<float*>(x), y};
+    std::vector<float*> all{(float*)x, means, y};
     for (size_t i = 0; i < sizes.size(); ++i) {
       if ((int64_t)buffers[i].size() < sizes[i]) buffers[i].resize(sizes[i]);
       all.push_back(buffers[i].data());
@@ -199,8 +236,9 @@ struct Network {
     return all;
   }
 
-  // One picture, on all threads: they take shares of a layer and wait, awake, for its end.
-  void together(ffi::ThreadPool& pool, const float* x, float* y) const {
+  // Some layers on all threads: they take shares of a layer and wait, awake, for its end.
+  void together(ffi::ThreadPool& pool, const Layer* layers, int64_t count,
+                float* const* slots) const {
     struct Shared {
       explicit Shared(int64_t n) : next(n), done(n) {}
       std::vector<std::atomic<int64_t>> next, done;
@@ -208,12 +246,11 @@ struct Network {
     constexpr int64_t kMost = 8;  // more threads wait longer for each other than they save
     const int64_t threads = std::min<int64_t>(kMost, pool.num_threads());
     auto shared = std::make_shared<Shared>(count);
-    const std::vector<float*> all = slots(x, y);
     // A late helper finds no share left, and touches nothing but the counters.
-    auto work = [shared, this, count = count, threads, all = all.data()] {
+    auto work = [=, this] {
       for (int64_t l = 0; l < count; ++l) {
         for (int64_t i; (i = shared->next[l]++) < threads; ++shared->done[l])
-          run(layers[l], all, i, threads);
+          run(layers[l], slots, i, threads);
         for (int64_t turns = 1; shared->done[l] < threads; ++turns)
           if (turns % 10000 == 0) std::this_thread::yield();
       }
@@ -223,22 +260,27 @@ struct Network {
   }
 };
 
-ffi::Error network(ffi::ThreadPool pool, Array x, Array weights, ffi::Span<const int64_t> layers,
+ffi::Error network(ffi::ThreadPool pool, ffi::AnyBuffer x, Array weights, ffi::Span<const int64_t> numbers,
                    ffi::Span<const int64_t> sizes, Result y) {
-  const Network net{(const Layer*)layers.begin(),
-                    (int64_t)(layers.size() * sizeof(int64_t) / sizeof(Layer)),
-                    weights.typed_data(), sizes};
-  const int64_t batch = x.dimensions()[0];
   if (y->element_count() == 0) return ffi::Error::Success();
-  const int64_t in = x.element_count() / batch, out = y->element_count() / batch;
+  const Network net{weights.typed_data(), sizes};
+  const auto* layers = (const Layer*)numbers.begin();
+  const int64_t count = numbers.size() * sizeof(int64_t) / sizeof(Layer);
+  const int64_t batch = x.dimensions()[0], in = x.size_bytes() / batch;
+  const Layer* last = layers;  // of those that take one picture
+  while (last->kind != kMean) ++last;
+  std::vector<float> means(batch * last->n);
   if (batch == 1) {
-    net.together(pool, x.typed_data(), y->typed_data());
+    auto slots = net.slots(x.untyped_data(), means.data(), y->typed_data());
+    net.together(pool, layers, count, slots.data());
     return ffi::Error::Success();
   }
   parallel_for(pool, batch, [&](int64_t b) {
-    const auto slots = net.slots(x.typed_data() + b * in, y->typed_data() + b * out);
-    for (int64_t l = 0; l < net.count; ++l) net.run(net.layers[l], slots.data(), 0, 1);
+    auto slots = net.slots((const char*)x.untyped_data() + b * in, means.data() + b * last->n, nullptr);
+    for (const Layer* l = layers; l <= last; ++l) net.run(*l, slots.data(), 0, 1);
   });
+  auto slots = net.slots(nullptr, means.data(), y->typed_data());
+  net.together(pool, last + 1, layers + count - last - 1, slots.data());
   return ffi::Error::Success();
 }
 
@@ -247,7 +289,7 @@ extern "C" int mnv4_panel() { return kPanel; }
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mnv4_network, network,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Arg<Array>()
                                   .Attr<ffi::Span<const int64_t>>("layers")
                                   .Attr<ffi::Span<const int64_t>>("sizes")

@@ -116,7 +116,7 @@ class Program:
           optimizer state are unchanged; only the counters change.
         """
         config, packing = self.config, self.packing
-        images = weights_lib.to_float(batch["image"], classifier.param_dtype(config))
+        images = classifier.to_float(batch["image"], classifier.param_dtype(config))
         views = {"image": vary(images, batch["position"], config)}
         if config.train.consistency:
             views["clean"] = vary(images, batch["position"], config, damaged=False)

@@ -8,7 +8,7 @@ from input_pipeline.sources import open_source
 from mnv4_jax.detector import boxed, saved
 from mnv4_jax.detector.detector import Detector
 from mnv4_jax.measure import calibration
-from mnv4_jax.models.weights import to_float
+from mnv4_jax.models.classifier import to_float
 
 
 def logits_of(checkpoint, pictures):

@@ -13,6 +13,7 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
+from mnv4_jax.models import classifier
 from mnv4_jax.models import weights as weights_lib
 from mnv4_jax.runtime.mesh import make_mesh, put_batch, replicated
 from mnv4_jax.training import objectives
@@ -256,7 +257,7 @@ def test_local_batch_norm_averages_gradients_rather_than_adding_them():
         put = put_batch(batch, mesh)
         weights = jax.device_put(weights_lib.fresh_weights(config), replicated(mesh))
         run = jax.jit(_gradients(config, mesh))
-        put["image"] = weights_lib.to_float(put["image"])
+        put["image"] = classifier.to_float(put["image"])
         grads.append(jax.device_get(run(weights, put, jax.random.key(0))[1]))
     norms = [float(optax.global_norm(g)) for g in grads]
     assert norms[0] > 0
@@ -275,7 +276,7 @@ def test_local_batch_norm_averages_the_statistics_of_all_devices():
 
         def of(rows):
             put = put_batch({name: value[rows] for name, value in batch.items()}, mesh)
-            put["image"] = weights_lib.to_float(put["image"])
+            put["image"] = classifier.to_float(put["image"])
             stats = run(everywhere, put, jax.random.key(0))[2]
             return [np.asarray(x) for x in jax.tree.leaves(jax.device_get(stats))]
 
