@@ -48,7 +48,7 @@ def _foldable(model: Classifier) -> bool:
         isinstance(backbone, MobileNetV4)
         and not any(isinstance(b, MobileAttention) for stage in backbone.blocks for b in stage)
         and model.dtype == backbone.conv_stem.kernel[...].dtype == jnp.float32
-        and form_for(jnp.float32).network == "kernel"
+        and form_for(jnp.float32).kernels
         and kernels.available("network.cc")
     )
 

@@ -21,26 +21,17 @@ from mnv4_jax.ops import kernels
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How each kind of convolution, norm.py, split.py and models/folded.py compute."""
+    """How convolutions and what goes with them compute."""
 
     depthwise: str = "native"  # "shifted": a sum of shifted products; "kernel": C++
     pointwise: str = "native"  # "dot": a matrix product
     dense: str = "native"  # "patches": the windows side by side, times a matrix; "kernel": C++
-    sums: str = "native"  # "kernel": C++
-    split: str = "native"  # "kernel": C++
-    network: str = "native"  # "kernel": C++, all convolutions at once in evaluation mode
+    kernels: bool = False  # C++ in norm.py, split.py, models/folded.py and gradients of matrices
 
 
 NATIVE = Form()
 PURE_CPU = Form(depthwise="shifted", pointwise="dot", dense="patches")
-KERNEL_CPU = Form(
-    depthwise="kernel",
-    pointwise="dot",
-    dense="kernel",
-    sums="kernel",
-    split="kernel",
-    network="kernel",
-)
+KERNEL_CPU = Form(depthwise="kernel", pointwise="dot", dense="kernel", kernels=True)
 
 _FORM = contextvars.ContextVar("form", default=None)  # None: by backend
 
@@ -222,6 +213,8 @@ def _matmul(x, matrix):
 def _matmul_bwd(residuals, dy):
     x, matrix = residuals
     dx = lax.dot_general(dy, matrix, (((1,), (1,)), ((), ())))
+    if form_for(dy.dtype).kernels:
+        return dx, kernels.product_dk(x, dy)
     return dx, lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
 
 

@@ -1,5 +1,5 @@
 // For XLA:CPU, float32, NHWC: the convolutions that `conv.py` describes, each with its two gradients,
-// the sums of `norm.py` and the copies of `split.py`.
+// a matrix product's gradient, the sums of `norm.py` and the copies of `split.py`.
 //
 // XLA:CPU has no fast form of a depthwise or of a small dense convolution. Channels are the vector
 // lanes here; GCC's vector extensions compile to the vector instructions of the machine. One thread
@@ -15,45 +15,51 @@ struct Shape {  // x [batch, h, w, c] under kernel [kh, kw, ...] gives [batch, o
         stride(stride), pad(pad) {}
 };
 
-// The outputs o with 0 <= o * stride - pad + tap < size.
-struct Range {
-  int64_t begin, end;
-
-  Range(int64_t tap, int64_t size, int64_t outs, int64_t stride, int64_t pad)
-      : begin(std::max<int64_t>(0, (pad - tap + stride - 1) / stride)),
-        end(size + pad <= tap ? 0 : std::min(outs, (size - 1 + pad - tap) / stride + 1)) {}
-};
+// result = the sum of what add(b, sum) adds for each picture b of the batch, in a fixed order.
+template <typename Add>
+void sum_of_parts(ffi::ThreadPool& pool, int64_t batch, Result& result, const Add& add) {
+  const int64_t parts = std::min<int64_t>(batch, 16), size = result->element_count();
+  std::vector<float> sums(parts * size);
+  parallel_for(pool, parts, [&](int64_t part) {
+    for (int64_t b = part; b < batch; b += parts) add(b, sums.data() + part * size);
+  });
+  std::copy_n(sums.data(), size, result->typed_data());
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t i = 0; i < size; ++i) result->typed_data()[i] += sums[part * size + i];
+}
 
 // --- depthwise: kernel [kh, kw, c]
+
+// y [batch, oh, ow, c] = x [batch, h, w, c] under the kernel.
+void correlate(ffi::ThreadPool& pool, const Depthwise& of, int64_t batch, int64_t oh, int64_t ow,
+               const float* x, const float* kernel, float* y) {
+  parallel_for(pool, batch * oh, [&](int64_t task) {
+    of.row(
+        x + task / oh * of.h * of.w * of.c, kernel, task % oh, ow, y + task * ow * of.c,
+        [](auto lanes, int64_t) { return typename decltype(lanes)::type{}; },
+        [](auto sum) { return sum; });
+  });
+}
 
 ffi::Error depthwise(ffi::ThreadPool pool, Array x, Array k, int64_t stride, int64_t pad,
                      Result y) {
   const Shape s(x.dimensions(), k.dimensions(), y->dimensions(), stride, pad);
-  parallel_for(pool, s.batch * s.oh, [&](int64_t task) {
-    const int64_t b = task / s.oh, oy = task % s.oh, top = oy * s.stride - s.pad;
-    const float* image = x.typed_data() + b * s.h * s.w * s.c;
-    float* out = y->typed_data() + task * s.ow * s.c;
-    for (int64_t ox = 0; ox < s.ow; ++ox, out += s.c) {
-      const int64_t left = ox * s.stride - s.pad;
-      const int64_t i0 = std::max<int64_t>(0, -top), i1 = std::min(s.kh, s.h - top);
-      const int64_t j0 = std::max<int64_t>(0, -left), j1 = std::min(s.kw, s.w - left);
-      for_lanes(s.c, [&](auto lanes, int64_t c) {
-        using V = typename decltype(lanes)::type;
-        V sum{};
-        for (int64_t i = i0; i < i1; ++i)
-          for (int64_t j = j0; j < j1; ++j)
-            sum += *(const V*)(image + ((top + i) * s.w + left + j) * s.c + c) *
-                   *(const V*)(k.typed_data() + (i * s.kw + j) * s.c + c);
-        *(V*)(out + c) = sum;
-      });
-    }
-  });
+  correlate(pool, {s.h, s.w, s.c, s.kh, s.kw, stride, pad}, s.batch, s.oh, s.ow, x.typed_data(),
+            k.typed_data(), y->typed_data());
   return ffi::Error::Success();
 }
 
 ffi::Error depthwise_dx(ffi::ThreadPool pool, Array dy, Array k, int64_t stride, int64_t pad,
                         Result dx) {
   const Shape s(dx->dimensions(), k.dimensions(), dy.dimensions(), stride, pad);
+  if (stride == 1 && s.kh == s.kw) {  // the same with the kernel turned round
+    std::vector<float> turned(k.element_count());
+    for (int64_t tap = 0; tap < s.kh * s.kw; ++tap)
+      std::copy_n(k.typed_data() + (s.kh * s.kw - 1 - tap) * s.c, s.c, &turned[tap * s.c]);
+    correlate(pool, {s.oh, s.ow, s.c, s.kh, s.kw, 1, s.kh - 1 - pad}, s.batch, s.h, s.w,
+              dy.typed_data(), turned.data(), dx->typed_data());
+    return ffi::Error::Success();
+  }
   parallel_for(pool, s.batch * s.h, [&](int64_t task) {
     const int64_t b = task / s.h, y = task % s.h + s.pad;
     const float* image = dy.typed_data() + b * s.oh * s.ow * s.c;
@@ -80,32 +86,44 @@ ffi::Error depthwise_dx(ffi::ThreadPool pool, Array dy, Array k, int64_t stride,
   return ffi::Error::Success();
 }
 
+// Of one picture and some channels: adds x * dy of all outputs to the taps (i, j) ... (i, j + G - 1),
+// which read dy once. The picture lies inside its zeros, these channels only.
+template <int G, typename L>
+void add_taps(L, const Shape& s, const float* x, const float* dy, int64_t i, int64_t j, float* dk) {
+  using V = typename L::type;
+  const V* row = (const V*)x + i * (s.w + 2 * s.pad) + j;
+  V sum[G]{};
+  for (int64_t oy = 0; oy < s.oh; ++oy, row += s.stride * (s.w + 2 * s.pad))
+    for (int64_t ox = 0; ox < s.ow; ++ox, dy += s.c)
+      for (int g = 0; g < G; ++g) sum[g] += row[ox * s.stride + g] * *(const V*)dy;
+  for (int g = 0; g < G; ++g) *(V*)(dk + (i * s.kw + j + g) * s.c) += sum[g];
+}
+
 ffi::Error depthwise_dk(ffi::ThreadPool pool, Array x, Array dy, int64_t stride, int64_t pad,
                         Result dk) {
   const Shape s(x.dimensions(), dk->dimensions(), dy.dimensions(), stride, pad);
-  constexpr int64_t kLine = 16;  // one cache line of channels a task: no two threads share a sum
-  parallel_for(pool, (s.c + kLine - 1) / kLine, [&](int64_t task) {
-    const int64_t first = task * kLine;
-    for (int64_t i = 0; i < s.kh * s.kw; ++i)
-      std::fill_n(dk->typed_data() + i * s.c + first, std::min(kLine, s.c - first), 0.f);
-    for (int64_t b = 0; b < s.batch; ++b)
-      for_lanes(std::min(kLine, s.c - first), [&](auto lanes, int64_t lane) {
-        using V = typename decltype(lanes)::type;
-        const int64_t c = first + lane;
-        for (int64_t i = 0; i < s.kh; ++i)
-          for (int64_t j = 0; j < s.kw; ++j) {
-            V sum{};
-            const Range rows(i, s.h, s.oh, s.stride, s.pad), cols(j, s.w, s.ow, s.stride, s.pad);
-            for (int64_t oy = rows.begin; oy < rows.end; ++oy) {
-              const int64_t iy = oy * s.stride - s.pad + i, shift = j - s.pad;
-              const float* in = x.typed_data() + ((b * s.h + iy) * s.w + shift) * s.c + c;
-              const float* out = dy.typed_data() + (b * s.oh + oy) * s.ow * s.c + c;
-              for (int64_t ox = cols.begin; ox < cols.end; ++ox)
-                sum += *(const V*)(in + ox * s.stride * s.c) * *(const V*)(out + ox * s.c);
-            }
-            *(V*)(dk->typed_data() + (i * s.kw + j) * s.c + c) += sum;
-          }
-      });
+  sum_of_parts(pool, s.batch, dk, [&](int64_t b, float* sum) {
+    for_lanes(s.c, [&](auto lanes, int64_t c) {
+      using V = typename decltype(lanes)::type;
+      constexpr int64_t kLanes = sizeof(V) / sizeof(float);
+      thread_local std::vector<float> image;
+      image.assign((s.h + 2 * pad) * (s.w + 2 * pad) * kLanes, 0.f);
+      for (int64_t y = 0; y < s.h; ++y)
+        for (int64_t i = 0; i < s.w; ++i)
+          *((V*)image.data() + (y + pad) * (s.w + 2 * pad) + i + pad) =
+              *(const V*)(x.typed_data() + ((b * s.h + y) * s.w + i) * s.c + c);
+      const float* out = dy.typed_data() + b * s.oh * s.ow * s.c + c;
+      for (int64_t i = 0; i < s.kh; ++i) {
+        int64_t j = 0;
+        auto taps = [&](auto count) {
+          constexpr int G = decltype(count)::value;
+          for (; j + G <= s.kw; j += G) add_taps<G>(lanes, s, image.data(), out, i, j, sum + c);
+        };
+        taps(std::integral_constant<int, 5>{});
+        taps(std::integral_constant<int, 3>{});
+        taps(std::integral_constant<int, 1>{});
+      }
+    });
   });
   return ffi::Error::Success();
 }
@@ -155,6 +173,7 @@ void add_products(int64_t m, int64_t n, const Products& p, const float* a, const
     }
   };
   rows(std::integral_constant<int, kTileRows>{});
+  rows(std::integral_constant<int, 8>{});
   rows(std::integral_constant<int, 4>{});
   rows(std::integral_constant<int, 2>{});
   rows(std::integral_constant<int, 1>{});
@@ -205,26 +224,49 @@ ffi::Error dense_dx(ffi::ThreadPool pool, Array dy, Array k, int64_t stride, int
 ffi::Error dense_dk(ffi::ThreadPool pool, Array x, Array dy, int64_t stride, int64_t pad,
                     Result dk) {
   const Shape s(x.dimensions(), dk->dimensions(), dy.dimensions(), stride, pad);
-  const int64_t row = (s.w + 2 * s.pad) * s.c, window = s.kw * s.c, size = dk->element_count();
+  const int64_t row = (s.w + 2 * s.pad) * s.c, window = s.kw * s.c;
   const Products products{1, 0, 0, s.ow, 1, s.stride * s.c, s.n, s.n};
-  const int64_t parts = std::min<int64_t>(s.batch, 16);  // each a share of the batch: fixed sums
-  std::vector<float> sums(parts * size);
-  parallel_for(pool, parts, [&](int64_t part) {
+  sum_of_parts(pool, s.batch, dk, [&](int64_t b, float* sum) {
     thread_local std::vector<float> image;
-    float* sum = sums.data() + part * size;
-    for (int64_t b = part; b < s.batch; b += parts) {
-      padded(x.typed_data() + b * s.h * s.w * s.c, s.h, s.w, s.c, s.pad, 0, s.h + 2 * s.pad, image);
-      for (int64_t oy = 0; oy < s.oh; ++oy)
-        for (int64_t i = 0; i < s.kh; ++i)
-          add_products(window, s.n, products, image.data() + (oy * s.stride + i) * row,
-                       dy.typed_data() + (b * s.oh + oy) * s.ow * s.n, sum + i * window * s.n);
-    }
+    padded(x.typed_data() + b * s.h * s.w * s.c, s.h, s.w, s.c, s.pad, 0, s.h + 2 * s.pad, image);
+    for (int64_t oy = 0; oy < s.oh; ++oy)
+      for (int64_t i = 0; i < s.kh; ++i)
+        add_products(window, s.n, products, image.data() + (oy * s.stride + i) * row,
+                     dy.typed_data() + (b * s.oh + oy) * s.ow * s.n, sum + i * window * s.n);
   });
-  std::copy_n(sums.data(), size, dk->typed_data());
-  for (int64_t part = 1; part < parts; ++part)
-    for (int64_t i = 0; i < size; ++i) dk->typed_data()[i] += sums[part * size + i];
   return ffi::Error::Success();
 }
+
+// --- dk [K, N] = x [M, K], transposed, times dy [M, N]: XLA:CPU copies x into a transposed array
+
+ffi::Error product_dk(ffi::ThreadPool pool, Array x, Array dy, Result dk) {
+  const int64_t m = x.dimensions()[0], k = x.dimensions()[1], n = dy.dimensions()[1];
+  // A part is a sum of its own; both blocks of rows stay in the cache for all columns of x.
+  constexpr int64_t kPart = 1024, kBlock = 128, kColumns = 4 * kTileRows;
+  const int64_t parts = (m + kPart - 1) / kPart, columns = (k + kColumns - 1) / kColumns;
+  std::vector<float> sums((parts - 1) * k * n);
+  parallel_for(pool, parts * columns, [&](int64_t task) {
+    const int64_t part = task / columns, first = task % columns * kColumns;
+    const int64_t count = std::min(kColumns, k - first);
+    float* sum = (part ? sums.data() + (part - 1) * k * n : dk->typed_data()) + first * n;
+    std::fill_n(sum, count * n, 0.f);
+    const int64_t end = std::min(m, (part + 1) * kPart);
+    for (int64_t row = part * kPart; row < end; row += kBlock)
+      add_products(count, n, {1, 0, 0, std::min(kBlock, end - row), 1, k, n, n},
+                   x.typed_data() + row * k + first, dy.typed_data() + row * n, sum);
+  });
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t i = 0; i < k * n; ++i) dk->typed_data()[i] += sums[(part - 1) * k * n + i];
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    mnv4_product_dk, product_dk,
+    ffi::Ffi::Bind()
+        .Ctx<ffi::ThreadPool>()
+        .Arg<Array>()
+        .Arg<Array>()
+        .Ret<Array>());
 
 // --- a, b [rows, c] -> [c] each: the sums of a and of a * b over the rows
 

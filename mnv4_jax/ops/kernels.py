@@ -22,7 +22,7 @@ import numpy as np
 from input_pipeline import compiled
 
 _CONVOLUTIONS = ("depthwise", "depthwise_dx", "depthwise_dk", "dense", "dense_dx", "dense_dk")
-_NAMES = {"kernels.cc": (*_CONVOLUTIONS, "sums", "split"), "network.cc": ("network",)}
+_NAMES = {"kernels.cc": (*_CONVOLUTIONS, "product_dk", "sums", "split"), "network.cc": ("network",)}
 
 
 def prepare(*sources: str) -> None:
@@ -109,6 +109,12 @@ def _dense_bwd(stride, padding, residuals, dy):
 
 
 dense.defvjp(lambda x, k, stride, pad: (dense(x, k, stride, pad), (x, k)), _dense_bwd)
+
+
+def product_dk(x, dy):
+    """x [M, K], dy [M, N] float32 -> [K, N]: the gradient to the matrix of x times a matrix."""
+    result = jax.ShapeDtypeStruct((x.shape[1], dy.shape[1]), np.float32)
+    return jax.ffi.ffi_call("mnv4_product_dk", result, vmap_method="sequential")(x, dy)
 
 
 def sums(a, b):

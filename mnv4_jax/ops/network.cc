@@ -144,46 +144,15 @@ void dense(const Layer& l, const float* kernel, const float* x, After after, flo
 
 // --- depthwise: kernel [k, k, c], then the bias
 
-// P outputs side by side whose taps i0 ... i1 - 1, j0 ... j1 - 1 lie inside; x is at the first's.
-template <int P>
-void depthwise_outputs(const Layer& l, const float* kernel, const float* x, int64_t i0, int64_t i1,
-                       int64_t j0, int64_t j1, float* out) {
-  for_lanes(l.c, [&](auto lanes, int64_t c) {
-    using V = typename decltype(lanes)::type;
-    V sum[P];
-    for (int p = 0; p < P; ++p) sum[p] = *(const V*)(kernel + l.k * l.k * l.c + c);
-    for (int64_t i = i0; i < i1; ++i)
-      for (int64_t j = j0; j < j1; ++j) {
-        const V tap = *(const V*)(kernel + (i * l.k + j) * l.c + c);
-        for (int p = 0; p < P; ++p)
-          sum[p] += *(const V*)(x + (i * l.w + j + p * l.stride) * l.c + c) * tap;
-      }
-    for (int p = 0; p < P; ++p) {
-      if (l.relu) sum[p] = sum[p] > 0 ? sum[p] : V{};
-      *(V*)(out + p * l.c + c) = sum[p];
-    }
-  });
-}
-
 void depthwise(const Layer& l, const float* kernel, const float* x, float* out, int64_t first,
                int64_t end) {
-  constexpr int64_t kTogether = 4;
-  const int64_t ow = l.ow(), pad = l.pad();
-  for (int64_t oy = first; oy < end; ++oy)
-    for (int64_t ox = 0; ox < ow;) {
-      const int64_t top = oy * l.stride - pad, left = ox * l.stride - pad;
-      const int64_t i0 = std::max<int64_t>(0, -top), i1 = std::min(l.k, l.h - top);
-      const int64_t j0 = std::max<int64_t>(0, -left), j1 = std::min(l.k, l.w - left);
-      const float* from = x + (top * l.w + left) * l.c;
-      float* to = out + ox * l.c + (oy - first) * ow * l.c;
-      const bool together = ox + kTogether <= ow && left >= 0 &&
-                            left + (kTogether - 1) * l.stride + l.k <= l.w;
-      if (together)
-        depthwise_outputs<kTogether>(l, kernel, from, i0, i1, j0, j1, to);
-      else
-        depthwise_outputs<1>(l, kernel, from, i0, i1, j0, j1, to);
-      ox += together ? kTogether : 1;
-    }
+  const Depthwise of{l.h, l.w, l.c, l.k, l.k, l.stride, l.pad()};
+  const float* bias = kernel + l.k * l.k * l.c;
+  for (; first < end; ++first, out += l.ow() * l.c)
+    of.row(
+        x, kernel, first, l.ow(), out,
+        [&](auto lanes, int64_t c) { return *(const typename decltype(lanes)::type*)(bias + c); },
+        [&](auto y) { return l.relu ? (y > 0 ? y : decltype(y){}) : y; });
 }
 
 // Columns first ... end - 1 of the mean of a picture's positions.

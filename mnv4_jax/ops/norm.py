@@ -61,7 +61,7 @@ batch_norm.defvjp(_forward, _backward)
 
 def _sums(a, b):
     """a, b [..., C] -> (sum of a, sum of a * b) over all axes but channels, [C] each."""
-    if form_for(a.dtype).sums == "kernel":
+    if form_for(a.dtype).kernels:
         return kernels.sums(a, b)
     axes = tuple(range(a.ndim - 1))
     return jnp.sum(a, axes), jnp.sum(a * b, axes)

@@ -15,7 +15,7 @@ from mnv4_jax.ops.conv import form_for
 
 def split(vector: jax.Array, shapes: list[tuple[int, ...]]) -> list[jax.Array]:
     """vector [N] -> arrays of the given shapes from its beginning on; a rest is left out."""
-    if form_for(vector.dtype).split == "kernel":
+    if form_for(vector.dtype).kernels:
         return kernels.split(vector, shapes)
     arrays, start = [], 0
     for shape in shapes:

@@ -76,7 +76,7 @@ struct Lanes<1> {
 // The lanes of a register, and the rows of a tile whose sums fit in the registers. A vector wider
 // than the machine's, or one sum too many, is kept in memory and is thirty times slower.
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kTileRows = 8;
+constexpr int kLanes = 16, kTileRows = 14;
 #elif defined(__AVX__)
 constexpr int kLanes = 8, kTileRows = 6;
 #elif defined(__aarch64__)
@@ -91,3 +91,43 @@ void for_lanes(int64_t n, const F& f, int64_t i = 0) {
   for (; i + L <= n; i += L) f(Lanes<L>{}, i);
   if constexpr (L > 1) for_lanes<(L > 4 ? L / 2 : 1)>(n, f, i);
 }
+
+// A depthwise convolution of pictures [h, w, c] with kernels [kh, kw, c].
+struct Depthwise {
+  int64_t h, w, c, kh, kw, stride, pad;
+
+  // Row oy of the output, [ow, c]: after(sum of the products that begins as before(lanes, channel)).
+  template <typename Before, typename After>
+  void row(const float* x, const float* kernel, int64_t oy, int64_t ow, float* out,
+           const Before& before, const After& after) const {
+    constexpr int64_t kTogether = 4;  // outputs side by side, which read a tap once
+    const int64_t top = oy * stride - pad;
+    const int64_t i0 = std::max<int64_t>(0, -top), i1 = std::min(kh, h - top);
+    for (int64_t ox = 0; ox < ow;) {
+      const int64_t left = ox * stride - pad;
+      const int64_t j0 = std::max<int64_t>(0, -left), j1 = std::min(kw, w - left);
+      auto outputs = [&](auto count) {
+        constexpr int P = decltype(count)::value;
+        for_lanes(c, [&](auto lanes, int64_t channel) {
+          using V = typename decltype(lanes)::type;
+          const float* from = x + (top * w + left) * c + channel;
+          V sum[P];
+          for (int p = 0; p < P; ++p) sum[p] = before(lanes, channel);
+          for (int64_t i = i0; i < i1; ++i)
+            for (int64_t j = j0; j < j1; ++j) {
+              const V tap = *(const V*)(kernel + (i * kw + j) * c + channel);
+              for (int p = 0; p < P; ++p)
+                sum[p] += *(const V*)(from + (i * w + j + p * stride) * c) * tap;
+            }
+          for (int p = 0; p < P; ++p) *(V*)(out + (ox + p) * c + channel) = after(sum[p]);
+        });
+        ox += P;
+      };
+      const bool inside = left >= 0 && left + (kTogether - 1) * stride + kw <= w;
+      if (inside && ox + kTogether <= ow)
+        outputs(std::integral_constant<int, kTogether>{});
+      else
+        outputs(std::integral_constant<int, 1>{});
+    }
+  }
+};

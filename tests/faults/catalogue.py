@@ -251,6 +251,12 @@ FAULTS = [
     *_of(
         "mnv4_jax/ops/network.cc",
         ("the share of the last thread lost", "rows : (i + 1) * rows / n;", "rows : i * rows / n + rows / n;", FOLDED),
+        ("a mean of one position too many", "sum / (float)positions", "sum / (float)(positions + 1)", FOLDED),
+    ),
+    *_of(
+        "mnv4_jax/ops/kernels.cc",
+        ("the last row of a part left out", "std::min(m, (part + 1) * kPart);", "std::min(m, (part + 1) * kPart - 1);", "tests/mnv4_jax/ops/test_conv.py"),
+        ("a kernel that is not turned round", "(s.kh * s.kw - 1 - tap) * s.c", "tap * s.c", "tests/mnv4_jax/ops/test_conv.py"),
     ),
     *_of(
         "mnv4_jax/ops/norm.py",

@@ -1,5 +1,7 @@
 """Every form of a convolution equals the plain one, values and gradients."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,8 @@ WIDE = [  # vectors of every width, and windows of them that overlap in dx
     (16, 16, 3, 12, 7, 1, 1),
     (16, 17, 3, 12, 7, 2, 1),
     (20, 20, 3, 37, 15, 1, 1),
+    (33, 33, 61, 37, 1, 1, 1),  # more rows than one task sums
+    (9, 10, 21, 21, 7, 1, 21),
 ]
 
 
@@ -95,6 +99,12 @@ def test_padding_other_than_half():
             rtol=1e-5,
             atol=1e-5,
         )
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+@pytest.mark.parametrize("source", ["kernels.cc", "network.cc"])
+def test_where_there_is_a_compiler_it_compiles_them(source):
+    assert kernels.available(source)
 
 
 def test_other_groups_are_refused():
