@@ -105,12 +105,12 @@ ffi::Error depthwise_dk(ffi::ThreadPool pool, Array x, Array dy, int64_t stride,
   sum_of_parts(pool, s.batch, dk, [&](int64_t b, float* sum) {
     for_lanes(s.c, [&](auto lanes, int64_t c) {
       using V = typename decltype(lanes)::type;
-      constexpr int64_t kLanes = sizeof(V) / sizeof(float);
+      const int64_t width = s.w + 2 * pad;
       thread_local std::vector<float> image;
-      image.assign((s.h + 2 * pad) * (s.w + 2 * pad) * kLanes, 0.f);
+      image.assign((s.h + 2 * pad) * width * sizeof(V) / sizeof(float), 0.f);
       for (int64_t y = 0; y < s.h; ++y)
         for (int64_t i = 0; i < s.w; ++i)
-          *((V*)image.data() + (y + pad) * (s.w + 2 * pad) + i + pad) =
+          *((V*)image.data() + (y + pad) * width + i + pad) =
               *(const V*)(x.typed_data() + ((b * s.h + y) * s.w + i) * s.c + c);
       const float* out = dy.typed_data() + b * s.oh * s.ow * s.c + c;
       for (int64_t i = 0; i < s.kh; ++i) {

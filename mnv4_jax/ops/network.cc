@@ -158,12 +158,13 @@ void depthwise(const Layer& l, const float* kernel, const float* x, float* out, 
 // Columns first ... end - 1 of the mean of a picture's positions.
 void mean(const Layer& l, const float* x, float* out, int64_t first, int64_t end) {
   const int64_t positions = l.h * l.w;
-  for_lanes(end, [&](auto lanes, int64_t c) {
+  auto columns = [&](auto lanes, int64_t c) {
     using V = typename decltype(lanes)::type;
     V sum{};
     for (int64_t i = 0; i < positions; ++i) sum += *(const V*)(x + i * l.c + c);
     *(V*)(out + c) = sum / (float)positions;
-  }, first);
+  };
+  for_lanes(end, columns, first);
 }
 
 // --- the network
@@ -216,7 +217,7 @@ struct Network {
     const int64_t threads = std::min<int64_t>(kMost, pool.num_threads());
     auto shared = std::make_shared<Shared>(count);
     // A late helper finds no share left, and touches nothing but the counters.
-    auto work = [=, this] {
+    auto work = [=] {
       for (int64_t l = 0; l < count; ++l) {
         for (int64_t i; (i = shared->next[l]++) < threads; ++shared->done[l])
           run(layers[l], slots, i, threads);
@@ -229,8 +230,8 @@ struct Network {
   }
 };
 
-ffi::Error network(ffi::ThreadPool pool, ffi::AnyBuffer x, Array weights, ffi::Span<const int64_t> numbers,
-                   ffi::Span<const int64_t> sizes, Result y) {
+ffi::Error network(ffi::ThreadPool pool, ffi::AnyBuffer x, Array weights,
+                   ffi::Span<const int64_t> numbers, ffi::Span<const int64_t> sizes, Result y) {
   if (y->element_count() == 0) return ffi::Error::Success();
   const Network net{weights.typed_data(), sizes};
   const auto* layers = (const Layer*)numbers.begin();
@@ -245,7 +246,8 @@ ffi::Error network(ffi::ThreadPool pool, ffi::AnyBuffer x, Array weights, ffi::S
     return ffi::Error::Success();
   }
   parallel_for(pool, batch, [&](int64_t b) {
-    auto slots = net.slots((const char*)x.untyped_data() + b * in, means.data() + b * last->n, nullptr);
+    const char* picture = (const char*)x.untyped_data() + b * in;
+    auto slots = net.slots(picture, means.data() + b * last->n, nullptr);
     for (const Layer* l = layers; l <= last; ++l) net.run(*l, slots.data(), 0, 1);
   });
   auto slots = net.slots(nullptr, means.data(), y->typed_data());
