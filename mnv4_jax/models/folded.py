@@ -57,7 +57,7 @@ class Folded(nnx.Module):
     """A classifier in evaluation mode; `weights` [N] holds the kernels and biases of all layers."""
 
     def __init__(self, model: Classifier):
-        self.front = nnx.merge(*nnx.split(model))
+        self.front = nnx.merge(*nnx.split(model))  # for its `inputs`
         self.front.backbone = None
         layers = [*_layers(model.backbone)]
         if model.gabor is None:

@@ -37,11 +37,6 @@ void bytes(const Layer& l, const float* factors, const uint8_t* x, float* out, i
 // --- dense: the columns of a kernel lie in panels, [n / kPanel, k * k * c, kPanel], then the bias
 
 constexpr int kPanel = 2 * kLanes;
-#if defined(__AVX512F__)
-constexpr int kRows = 14;  // of a tile: its sums fill most of the registers
-#else
-constexpr int kRows = kTileRows;
-#endif
 
 // The rows of a window in the padded picture: `taps` of them, each `k` floats.
 struct Windows {
@@ -93,7 +88,7 @@ void tile(const Windows& a_of, const float* a, const float* panel, const float* 
     }
 }
 
-template <int R = kRows, typename... Args>
+template <int R = kTileRows, typename... Args>
 void tile_of(int64_t rows, Args&&... args) {
   if constexpr (R > 1)
     if (rows < R) return tile_of<R - 1>(rows, args...);
@@ -106,11 +101,11 @@ int64_t panels_of(const Layer& l) { return (l.n + kPanel - 1) / kPanel; }
 // stay. Tiles have nearly equal rows.
 void products(int64_t m, int64_t n, const Windows& windows, const float* a, const float* panels,
               int64_t p, int64_t end, const float* bias, const After& after, float* c) {
-  const int64_t tiles = (m + kRows - 1) / kRows, panel = windows.taps * windows.k * kPanel;
+  const int64_t tiles = (m + kTileRows - 1) / kTileRows, panel = windows.taps * windows.k * kPanel;
   for (; p < end; ++p)
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t first = p * kPanel, row = t * m / tiles, at = row * n + first;
-      tile_of(std::min<int64_t>(kRows, (t + 1) * m / tiles - row), windows,
+      tile_of(std::min<int64_t>(kTileRows, (t + 1) * m / tiles - row), windows,
               a + row * windows.step, panels + p * panel, bias + first,
               After{after.add ? after.add + at : nullptr, after.relu},
               std::min<int64_t>(kPanel, n - first), n, c + at);
